@@ -97,6 +97,7 @@ MEANINGS: dict[str, str] = {
     "stream.connection_broken": "a connection for streams broke; reconnected with backoff",
     "stream.connection_ended": "a connection for streams ended; reconnected with backoff",
     "stream.connection_rotated": "a connection is replaced before the exchange's time limit",
+    "stream.flow_left_out": "a candle of a frame is taken without its order flow, which is invalid",
     "stream.frame_quarantined": "a frame is no valid candle, and is left out",
     "stream.name_unknown": "a stream cannot be subscribed: the exchange's name of its symbol is not known yet",
     "stream.polled": "REST is polled in place of a stream",

@@ -327,7 +327,7 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
 
 
 def _rolled(parts: list[Candle], step_s: int) -> list[Candle]:
-    """An own, plain roll-up: volumes are added from left to right."""
+    """An own, plain roll-up: volumes and trades are added from left to right."""
     buckets: dict[int, list[Candle]] = {}
     for part in parts:
         buckets.setdefault(part.time - part.time % step_s, []).append(part)
@@ -336,6 +336,18 @@ def _rolled(parts: list[Candle], step_s: int) -> list[Candle]:
         volume = group[0].volume
         for part in group[1:]:
             volume += part.volume
+        quote, trades, taker, taker_quote = group[0].flow
+        for part in group[1:]:
+            quote = _plus(quote, part.quote_volume)
+            trades = None if trades is None or part.trades is None else trades + part.trades
+            taker = _plus(taker, part.taker_buy_volume)
+            taker_quote = _plus(taker_quote, part.taker_buy_quote_volume)
         high, low = max(part.high for part in group), min(part.low for part in group)
-        rolled.append(Candle(time, group[0].open, high, low, group[-1].close, volume))
+        rolled.append(
+            Candle(time, group[0].open, high, low, group[-1].close, volume, quote, trades, taker, taker_quote)
+        )
     return rolled
+
+
+def _plus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other

@@ -413,5 +413,14 @@ series_of = cache(SeriesId.parse)
 
 
 def candle_of(out: CandleOut) -> Candle:
-    """The candle of a message."""
-    return Candle(int(out["candle_time"]), out["open"], out["high"], out["low"], out["close"], out["volume"])
+    """The candle of a message, with the order flow that the message has."""
+    values = (out["open"], out["high"], out["low"], out["close"], out["volume"])
+    trades = out.get("trades")
+    return Candle(
+        int(out["candle_time"]),
+        *values,
+        out.get("quote_volume"),
+        None if trades is None else int(trades),
+        out.get("taker_buy_volume"),
+        out.get("taker_buy_quote_volume"),
+    )

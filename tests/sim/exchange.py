@@ -15,7 +15,7 @@ from random import Random
 
 import msgspec
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import Candle, agree
 from klinesync.core.derived import fold
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -26,6 +26,9 @@ from sim.virtual_loop import VirtualLoop
 
 BASE = Timeframe.parse("1m")
 MINUTE_S = 60
+# Decimals of volumes in the base asset, and in the quote asset.
+VOLUME_DIGITS = 3
+QUOTE_DIGITS = 5
 # After the close of a minute at most so much later its final event is sent, where the close is not late.
 CLOSE_DELAY_MS = {"spot": (2, 120), "futures": (200, 800)}
 
@@ -45,8 +48,8 @@ class Halt:
 class Listing:
     """One symbol: its minutes by open time. What is not in `final` never existed; `versions` are all the values
     that the exchange has called final, the valid one last; `untraded` are the flat minutes; `told` are the forming
-    candles that were pushed; `native` are the closed candles of longer timeframes that REST ever answered, by timeframe
-    and open time."""
+    candles that were pushed, with and without their order flow; `native` are the closed candles of longer timeframes
+    that REST ever answered, by timeframe and open time."""
 
     series: SeriesId
     name: str
@@ -77,13 +80,15 @@ class Listing:
         if final is None or time in self.untraded:
             return final
         close = round(final.open + (final.close - final.open) * share, 2)
-        return Candle(
-            time,
-            final.open,
-            round(max(final.open, close), 2),
-            round(min(final.open, close), 2),
-            close,
-            round(final.volume * 0.9 * share, 3),
+        return traded(
+            Candle(
+                time,
+                final.open,
+                round(max(final.open, close), 2),
+                round(min(final.open, close), 2),
+                close,
+                round(final.volume * 0.9 * share, 3),
+            )
         )
 
 
@@ -194,6 +199,15 @@ class SimulatedExchange:
             return False
         versions = listing.versions.get(candle.time)
         return candle in versions if versions is not None else listing.final.get(candle.time) == candle
+
+    def known_shown(self, series: SeriesId, candle: Candle) -> bool:
+        """Whether the exchange has called a candle final that a client was shown, perhaps without order flow."""
+        listing = self.listings.get(series)
+        final = None if listing is None else listing.final.get(candle.time)
+        if listing is None or final is None:
+            return False
+        versions = listing.versions.get(candle.time, [final])
+        return any(agree(one, candle) and self.known(series, one) for one in versions)
 
     def is_audited(self, series: SeriesId, time: int) -> bool:
         """Whether each look of the service's audit, from the end on until all must be right, has the candle of that
@@ -385,7 +399,7 @@ class SimulatedExchange:
         if minute < listing.begins(now_s):
             return
         old = listing.final[minute]
-        new = old._replace(volume=round(old.volume + self._rng.randint(1, 999) / 1000, 3))
+        new = traded(old._replace(volume=round(old.volume + self._rng.randint(1, 999) / 1000, 3)))
         listing.final[minute] = new
         listing.versions.setdefault(minute, [old]).append(new)
         if self.calm_revisions:
@@ -396,7 +410,7 @@ class SimulatedExchange:
     def _push_forming(self, listing: Listing, minute: int, share: float) -> None:
         candle = listing.forming(minute, share)
         assert candle is not None
-        listing.told.add(candle)
+        listing.told |= {candle, Candle(*candle.ohlcv)}
         self._push(listing, candle, closed=False)
 
     def _push_early(self, listing: Listing, minute: int) -> None:
@@ -461,13 +475,15 @@ class SimulatedExchange:
             if rng.random() < quiet and time < self.storm_end_s and time not in kept:
                 untraded.add(time)
                 flat = price / 100
-                final[time] = Candle(time, flat, flat, flat, flat, 0.0)
+                final[time] = traded(Candle(time, flat, flat, flat, flat, 0.0))
                 continue
             open_ = price
             price = max(100, price + rng.randint(-50, 50))
             high = max(open_, price) + rng.randint(0, 20)
             low = min(open_, price) - rng.randint(0, 20)
-            final[time] = Candle(time, open_ / 100, high / 100, low / 100, price / 100, rng.randint(1000, 10**6) / 1000)
+            final[time] = traded(
+                Candle(time, open_ / 100, high / 100, low / 100, price / 100, rng.randint(1000, 10**6) / 1000)
+            )
         return Listing(series, base + quote, final, frozenset(untraded), halt, times=sorted(final))
 
     def _halt(self, series: SeriesId) -> Halt | None:
@@ -497,22 +513,53 @@ class SimulatedExchange:
 
 def kline_frame(listing: Listing, candle: Candle, *, closed: bool, event_ms: int) -> str:
     """A push, as it goes over a combined connection."""
-    time, open_, high, low, close, volume = candle.ohlcv
+    time, open_, high, low, close, volume, quote, trades, taker, taker_quote = candle
     return (
         f'{{"stream":"{listing.stream}","data":{{"e":"kline","E":{event_ms},"s":"{listing.name}","k":{{'
         f'"t":{time * 1000},"T":{time * 1000 + 59_999},"s":"{listing.name}","i":"1m","f":1,"L":2,'
-        f'"o":"{open_}","c":"{close}","h":"{high}","l":"{low}","v":"{volume}","n":2,'
-        f'"x":{"true" if closed else "false"},"q":"0","V":"0","Q":"0","B":"0"}}}}}}'
+        f'"o":"{open_}","c":"{close}","h":"{high}","l":"{low}","v":"{volume}","n":{trades},'
+        f'"x":{"true" if closed else "false"},"q":"{quote}","V":"{taker}","Q":"{taker_quote}","B":"0"}}}}}}'
     )
 
 
 def exchange_roll_up(time: int, parts: list[Candle]) -> Candle:
     """The exchange's own candle of these minutes: it adds volumes exactly, in decimals."""
     high, low = max(part.high for part in parts), min(part.low for part in parts)
-    return Candle(time, parts[0].open, high, low, parts[-1].close, round(fsum(part.volume for part in parts), 3))
+    quote, trades, taker, taker_quote = (
+        [value for value in values if value is not None] for values in zip(*(part.flow for part in parts), strict=True)
+    )
+    return Candle(
+        time,
+        parts[0].open,
+        high,
+        low,
+        parts[-1].close,
+        round(fsum(part.volume for part in parts), VOLUME_DIGITS),
+        round(fsum(quote), QUOTE_DIGITS),
+        int(sum(trades)),
+        round(fsum(taker), VOLUME_DIGITS),
+        round(fsum(taker_quote), QUOTE_DIGITS),
+    )
+
+
+def traded(candle: Candle) -> Candle:
+    """The candle with the order flow of its trades: more volume is more trades, all at the mean price, and takers
+    bought a share of 10 % to 70 % that depends on the minute."""
+    time, open_, high, low, close, volume = candle.ohlcv
+    mean, share = (open_ + high + low + close) / 4, (time // MINUTE_S % 7 + 1) / 10
+    quote, taker = round(volume * mean, QUOTE_DIGITS), round(volume * share, VOLUME_DIGITS)
+    return candle._replace(
+        quote_volume=quote,
+        trades=1 + int(volume) if volume else 0,
+        taker_buy_volume=taker,
+        taker_buy_quote_volume=round(taker * mean, QUOTE_DIGITS),
+    )
 
 
 def _row(candle: Candle, seconds: int = MINUTE_S) -> str:
-    time, open_, high, low, close, volume = candle.ohlcv
+    time, open_, high, low, close, volume, quote, trades, taker, taker_quote = candle
     end_ms = (time + seconds) * 1000 - 1
-    return f'[{time * 1000},"{open_}","{high}","{low}","{close}","{volume}",{end_ms},"0",2,"0","0","0"]'
+    return (
+        f'[{time * 1000},"{open_}","{high}","{low}","{close}","{volume}",{end_ms},'
+        f'"{quote}",{trades},"{taker}","{taker_quote}","0"]'
+    )

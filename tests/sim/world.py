@@ -476,7 +476,7 @@ class World:
         series = series_of(message["series_id"])
         for out in shown:
             candle = candle_of(out)
-            if series in self.exchange.listings and not self.exchange.known(series, candle):
+            if series in self.exchange.listings and not self.exchange.known_shown(series, candle):
                 self.violate(f"{series}: shown as closed, and the exchange never called it final: {candle}")
             if not (self._has_store() and self._witness and self._witness.has(series, candle.time)):
                 self.violate(f"{series}: {candle.time} is shown before it is stored")

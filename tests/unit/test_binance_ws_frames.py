@@ -12,7 +12,6 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance import frames as binance_frames
 from klinesync.exchanges.binance.frames import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
 from klinesync.exchanges.exchange import KlineEvent
-from support.candles import ohlcv
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 STREAM = "btcusdt@kline_1m"
@@ -40,17 +39,60 @@ KLINE: dict[str, object] = {
 
 
 def frame(*, stream: str = STREAM, sent_ms: int = 1700000050000, **changes: object) -> str:
+    return frame_with(changes, stream, sent_ms)
+
+
+def frame_with(changes: dict[str, object], stream: str = STREAM, sent_ms: int = 1700000050000) -> str:
     data = {"e": "kline", "E": sent_ms, "s": "BTCUSDT", "k": KLINE | changes}
     return json.dumps({"stream": stream, "data": data})
 
 
 def test_a_kline_frame_is_understood() -> None:
-    candle = Candle(1700000040, 1.0, 2.0, 0.5, 1.5, 10.0)
+    candle = Candle(1700000040, 1.0, 2.0, 0.5, 1.5, 10.0, 15.0, 2, 5.0, 7.5)
     assert parse_frame(frame(), STREAMS) == KlineEvent(SERIES, candle, closed=False, event_ms=1700000050000)
     final = KlineEvent(SERIES, candle, closed=True, event_ms=1700000100005)
     assert parse_frame(frame(x=True, sent_ms=1700000100005), STREAMS) == final
     assert stream_name("BTCUSDT", SERIES) == STREAM
     assert stream_name("1000PEPEUSDT", SeriesId.parse("binance:futures:1000PEPE/USDT:1M")) == "1000pepeusdt@kline_1M"
+
+
+FLOW_FIELDS = ("q", "n", "V", "Q")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"V": "10.1"}, "taker_buy_volume 10.1 is larger than volume 10.0"),
+        ({"Q": "15.1"}, "taker_buy_quote_volume 15.1 is larger than quote_volume 15.0"),
+        ({"q": "-1"}, "quote_volume -1.0 is negative"),
+        ({"q": "nan"}, "quote_volume is nan"),
+        ({"V": "inf"}, "taker_buy_volume is inf"),
+        ({"n": -1}, "trades -1 is negative"),
+        ({"n": 2**60}, "larger"),
+        ({"n": 1.5}, "int"),
+        ({"q": "much"}, "float"),
+        ({"Q": []}, "array"),
+    ],
+)
+def test_order_flow_that_is_invalid_costs_the_order_flow_alone(changes: dict[str, object], word: str) -> None:
+    event = parse_frame(frame_with(changes), STREAMS)
+    assert isinstance(event, KlineEvent)
+    assert event.candle == Candle(1700000040, 1.0, 2.0, 0.5, 1.5, 10.0)
+    assert event.flow_fault is not None
+    assert word in event.flow_fault
+    with pytest.raises((BadCandle, BadFrame), match=r"high|float"):
+        parse_frame(frame_with(changes | {"h": "0.1" if word != "float" else "high"}), STREAMS)
+
+
+@pytest.mark.parametrize("absent", FLOW_FIELDS)
+@pytest.mark.parametrize("null", [True, False])
+def test_order_flow_that_a_frame_lacks_is_null(absent: str, null: bool) -> None:
+    text = frame_with({absent: None})
+    event = parse_frame(text if null else text.replace(f'"{absent}": null, ', ""), STREAMS)
+    assert isinstance(event, KlineEvent)
+    assert event.flow_fault is None
+    expected = dict(zip(FLOW_FIELDS, (15.0, 2, 5.0, 7.5), strict=True)) | {absent: None}
+    assert event.candle.flow == tuple(expected.values())
 
 
 def test_a_stream_that_is_not_followed_any_more_is_passed_over() -> None:
@@ -141,8 +183,10 @@ def test_every_recorded_frame_is_understood(real_data: Path) -> None:
             parsed = parse_frame(text, {STREAM: Stream(kline["s"], series)})
             assert isinstance(parsed, KlineEvent)
             assert parsed.closed is kline["x"]
-            assert parsed.candle == ohlcv(
-                kline["t"] // 1000, (float(kline[name]) for name in ("o", "h", "l", "c", "v"))
-            )
+            assert parsed.flow_fault is None
+            values = [float(kline[name]) for name in ("o", "h", "l", "c", "v")]
+            assert parsed.candle.ohlcv == (kline["t"] // 1000, *values)
+            flow = (float(kline["q"]), kline["n"], float(kline["V"]), float(kline["Q"]))
+            assert parsed.candle.flow == flow
             count += 1
     assert count > 50

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from klinesync.core.backoff import Backoff
-from klinesync.core.candle import Candle
+from klinesync.core.candle import NO_FLOW, Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
@@ -48,12 +48,17 @@ def row(minute: int, **changes: object) -> list[object]:
         "low": "0.5",
         "close": "1.5",
         "volume": "10.0",
+        "close_time": 0,
+        "quote_volume": "15.0",
+        "trades": 3,
+        "taker_buy_volume": "5.0",
+        "taker_buy_quote_volume": "7.5",
     } | changes
-    return [*values.values(), 0, "0.0", 1, "0.0", "0.0", "0"]
+    return [*values.values(), "0"]
 
 
 def candle(minute: int) -> Candle:
-    return Candle(START + minute * 60, 1.0, 2.0, 0.5, 1.5, 10.0)
+    return Candle(START + minute * 60, 1.0, 2.0, 0.5, 1.5, 10.0, 15.0, 3, 5.0, 7.5)
 
 
 class Exchange:
@@ -301,7 +306,8 @@ async def test_a_row_with_other_columns_is_read_and_one_that_cannot_be_read_is_l
     async with connected(exchange) as (rest, clocks):
         clocks["spot"].learn((START + 6000) * 1000, asyncio.get_running_loop().time())
         (page,) = await pages(rest, end=START + 8 * 60)
-        assert page.candles == [candle(minute) for minute in (0, 1, 2, 3, 7)]
+        few = [candle(2).ohlcv, candle(3).ohlcv]  # fewer columns: without order flow
+        assert page.candles == [candle(0), candle(1), *(Candle(*values) for values in few), candle(7)]
         assert page.empty == [], "what cannot be read may have been anything"
         assert rest.left_out == {("spot", "kline"): 3}
         exchange.answer = lambda: web.json_response([row(0), row(1, high=None), row(3)])
@@ -328,6 +334,31 @@ async def test_bad_rows_are_quarantined_and_counted_and_the_others_kept() -> Non
     async with connected(exchange) as (rest, _):
         assert await history(rest) == [candle(0), candle(3)]
         assert rest.left_out.total() == 4
+
+
+async def test_order_flow_that_is_invalid_costs_the_order_flow_alone_and_is_counted() -> None:
+    exchange = Exchange()
+    exchange.rows = [
+        row(0),
+        row(1, taker_buy_volume="10.1"),
+        row(2, taker_buy_quote_volume="16"),
+        row(3, quote_volume="-1"),
+        row(4, trades=-1),
+        row(5, quote_volume="nan"),
+        row(6, trades="many"),
+        row(7, taker_buy_volume=[]),
+        row(8, quote_volume=None),
+        row(9),
+    ]
+    exchange.now_ms = (START + 6000) * 1000
+    async with connected(exchange) as (rest, _):
+        candles = await history(rest)
+        assert [one.ohlcv for one in candles] == [candle(minute).ohlcv for minute in range(10)]
+        assert candles[0] == candle(0)
+        assert candles[9] == candle(9)
+        assert {one.flow for one in candles[1:8]} == {NO_FLOW}
+        assert candles[8] == candle(8)._replace(quote_volume=None), "null is no fault"
+        assert rest.left_out == {("spot", "order_flow"): 7}
 
 
 async def test_a_page_that_is_not_what_was_asked_for_ends_the_reading() -> None:

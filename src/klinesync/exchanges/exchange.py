@@ -28,6 +28,7 @@ class KlineEvent(Struct, frozen=True):
 
     `by_rest`: the exchange has no frames with a final mark or a time. A closed candle is a row of REST that is proven
     final then, and `event_ms` gives the order only.
+    `flow_fault`: why the order flow that the push has was left out of the candle; None when nothing was left out.
     """
 
     series: SeriesId
@@ -35,6 +36,7 @@ class KlineEvent(Struct, frozen=True):
     closed: bool
     event_ms: int
     by_rest: bool = False
+    flow_fault: str | None = None
 
 
 def _nobody(_series: Iterable[SeriesId], _reason: str) -> None:
@@ -230,12 +232,14 @@ class StreamCounts:
     quarantined: frames that were no valid candles.
     reconnects: connections that ended and were reconnected.
     rotations: connections that were replaced before the exchange's time limit.
+    flow_left_out: candles that were taken without their order flow, because it was invalid.
     """
 
     frames: int = 0
     quarantined: int = 0
     reconnects: int = 0
     rotations: int = 0
+    flow_left_out: int = 0
 
 
 # The key of a budget that both markets of an exchange share.

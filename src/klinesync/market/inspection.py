@@ -164,6 +164,7 @@ class Inspection:
                 labels = (name, market)
                 yield Reading("klinesync_stream_frames_total", counts.frames, labels)
                 yield Reading("klinesync_stream_frames_quarantined_total", counts.quarantined, labels)
+                yield Reading("klinesync_stream_order_flow_left_out_total", counts.flow_left_out, labels)
                 yield Reading("klinesync_stream_reconnects_total", counts.reconnects, labels)
                 yield Reading("klinesync_stream_rotations_total", counts.rotations, labels)
         for name, supervisor in self._parts.supervisors.by_name().items():

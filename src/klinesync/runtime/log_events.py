@@ -84,6 +84,7 @@ LogEvent = Literal[
     "stream.connection_broken",
     "stream.connection_ended",
     "stream.connection_rotated",
+    "stream.flow_left_out",
     "stream.frame_quarantined",
     "stream.name_unknown",
     "stream.polled",

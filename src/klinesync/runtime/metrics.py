@@ -45,6 +45,12 @@ METRICS = (
         _MARKET,
     ),
     Metric(
+        "klinesync_stream_order_flow_left_out_total",
+        "counter",
+        "Candles of streams that were taken without their order flow, because it was invalid.",
+        _MARKET,
+    ),
+    Metric(
         "klinesync_stream_frames_doubted_total",
         "counter",
         "Frames that were quarantined, because their stamps were far from the exchange's time.",
@@ -98,7 +104,7 @@ METRICS = (
     Metric(
         "klinesync_rest_items_left_out_total",
         "counter",
-        "Invalid items of answers that were left out: rows of klines, symbols, tickers.",
+        "Invalid items of answers that were left out: rows of klines, order flow of such rows, symbols, tickers.",
         (*_MARKET, "kind"),
     ),
     Metric("klinesync_rest_weight_used", "gauge", "Weight used in the exchange's current minute.", _MARKET),

@@ -15,16 +15,21 @@ from typing import TypeVar
 import msgspec
 
 from klinesync.core import decoding
-from klinesync.core.candle import MAX_TIME
+from klinesync.core.candle import MAX_TIME, NO_FLOW
 from klinesync.core.series_id import names_series
 from klinesync.exchanges.exchange import Listing, Ticker
 
 EXCHANGE = "binance"
 Item = TypeVar("Item")
 
-# [open time, open, high, low, close, volume]; what follows is not needed.
-Row = tuple[int, float, float, float, float, float]
+# [open time, open, high, low, close, volume, quote volume, trades, taker-buy volume, taker-buy quote volume], the last
+# four None where they are missing or cannot be read.
+Row = tuple[
+    int, float, float, float, float, float, float | None, int | None, float | None, float | None
+]  # fmt: skip
+# Number of columns that a row must have, and the columns of its order flow.
 _COLUMNS = 6
+_FLOW_COLUMNS = slice(7, 11)
 # A delivery date from here on (2100-01-01, in ms) is the exchange's way to say that a contract is never delivered.
 _NEVER_DELIVERED_MS = 4_102_444_800_000
 # Of an item that is left out at most so much is told.
@@ -54,7 +59,7 @@ class Klines:
 
     rows: those that can be read. times: the open times (ms) of all rows that have one, also of rows that cannot be
     read: something is there. count: how many rows the answer has. blind: whether a row has no open time; then nothing
-    is known of the time between its neighbours.
+    is known of the time between its neighbours. flow_left_out: rows whose order flow cannot be read; they are rows.
     """
 
     rows: list[Row]
@@ -62,6 +67,7 @@ class Klines:
     count: int
     blind: bool = False
     left_out: LeftOut = field(default_factory=LeftOut)
+    flow_left_out: LeftOut = field(default_factory=LeftOut)
 
 
 class _Time(msgspec.Struct):
@@ -107,10 +113,10 @@ _WholeRow = tuple[
     float,
     float,
     msgspec.Raw,
-    msgspec.Raw,
-    msgspec.Raw,
-    msgspec.Raw,
-    msgspec.Raw,
+    float,
+    decoding.Int64,
+    float,
+    float,
     msgspec.Raw,
 ]
 _time = msgspec.json.Decoder(_Time)
@@ -123,6 +129,8 @@ _problem = msgspec.json.Decoder(_Problem)
 _whole_rows = msgspec.json.Decoder(list[_WholeRow], strict=False)
 _number = msgspec.json.Decoder(float, strict=False)
 _whole_number = msgspec.json.Decoder(decoding.Int64, strict=False)
+_number_or_null: msgspec.json.Decoder[float | None] = msgspec.json.Decoder(float | None, strict=False)
+_whole_number_or_null: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(decoding.Int64 | None, strict=False)
 
 
 def decoded(decoder: msgspec.json.Decoder[Item], data: bytes | str | msgspec.Raw) -> Item:
@@ -150,9 +158,11 @@ def decode_problem(body: bytes) -> str:
 def decode_klines(body: bytes) -> Klines:
     """The rows of klines. Raises `BadAnswer` when the answer is no list."""
     try:
-        rows = [
-            (time_ms, open_, high, low, close, volume)
-            for time_ms, open_, high, low, close, volume, *_ in decoded(_whole_rows, body)
+        rows: list[Row] = [
+            (time_ms, open_, high, low, close, volume, quote, trades, taker, taker_quote)
+            for time_ms, open_, high, low, close, volume, _, quote, trades, taker, taker_quote, _ in decoded(
+                _whole_rows, body
+            )
         ]
     except BadAnswer:
         return _klines(decoded(_raw_list, body))
@@ -163,11 +173,11 @@ def _klines(items: list[msgspec.Raw]) -> Klines:
     """Rows with more columns, or with odd values where none is needed, are read all the same."""
     rows: list[Row] = []
     times: list[int] = []
-    left_out = LeftOut()
+    left_out, flow_left_out = LeftOut(), LeftOut()
     blind = False
     for item in items:
         try:
-            time_ms, values = _row(item)
+            time_ms, values, flow = _row(item)
         except BadAnswer as error:
             left_out.add(f"a row without an open time: {error}")
             blind = True
@@ -178,15 +188,36 @@ def _klines(items: list[msgspec.Raw]) -> Klines:
         except BadAnswer as error:
             left_out.add(f"the row of {time_ms}: {error}")
             continue
-        rows.append((time_ms, open_, high, low, close, volume))
-    return Klines(rows, times, len(items), blind, left_out)
+        quote, trades, taker, taker_quote = _read_flow(time_ms, flow, flow_left_out)
+        rows.append((time_ms, open_, high, low, close, volume, quote, trades, taker, taker_quote))
+    return Klines(rows, times, len(items), blind, left_out, flow_left_out)
 
 
-def _row(item: msgspec.Raw) -> tuple[int, list[msgspec.Raw]]:
+def _row(item: msgspec.Raw) -> tuple[int, list[msgspec.Raw], list[msgspec.Raw]]:
+    """The open time of a row, the texts of its prices and volume, and those of its order flow."""
     values = decoded(_raw_list, item)
     if len(values) < _COLUMNS:
         raise BadAnswer(f"it has {len(values)} columns")
-    return decoded(_whole_number, values[0]), values[1:_COLUMNS]
+    return decoded(_whole_number, values[0]), values[1:_COLUMNS], values[_FLOW_COLUMNS]
+
+
+def _read_flow(
+    time_ms: int, texts: list[msgspec.Raw], left_out: LeftOut
+) -> tuple[float | None, int | None, float | None, float | None]:
+    """The order flow of a row; without any where it cannot be read, or where the row has fewer columns."""
+    if len(texts) < len(NO_FLOW):
+        return NO_FLOW
+    quote, trades, taker, taker_quote = texts
+    try:
+        return (
+            decoded(_number_or_null, quote),
+            decoded(_whole_number_or_null, trades),
+            decoded(_number_or_null, taker),
+            decoded(_number_or_null, taker_quote),
+        )
+    except BadAnswer as error:
+        left_out.add(f"the order flow of {time_ms}: {error}")
+        return NO_FLOW
 
 
 def decode_tickers(body: bytes) -> tuple[list[Ticker], LeftOut]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from klinesync.core.candle import Candle, check_candle
+from klinesync.core.candle import Candle, check_candle, with_sound_flow
 from klinesync.core.decoding import Int64
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
@@ -24,7 +24,9 @@ CLOSED_EARLY_MS = 1000
 SHUTDOWN = "serverShutdown"
 
 
-class _Kline(msgspec.Struct, gc=False):
+class _Prices(msgspec.Struct, gc=False):
+    """A kline without its order flow."""
+
     t: Int64
     s: str
     i: str
@@ -36,9 +38,21 @@ class _Kline(msgspec.Struct, gc=False):
     x: msgspec.Raw
 
 
+class _Kline(_Prices, gc=False):
+    q: float | None = None
+    n: Int64 | None = None
+    V: float | None = None
+    Q: float | None = None
+
+
 class _Event(msgspec.Struct, gc=False):
     E: Int64
     k: _Kline
+
+
+class _PricesEvent(msgspec.Struct, gc=False):
+    E: Int64
+    k: _Prices
 
 
 class _Error(msgspec.Struct, gc=False):
@@ -58,6 +72,7 @@ class _Frame(msgspec.Struct, gc=False):
 _FLAG = {b"true": True, b"false": False}
 _frame = msgspec.json.Decoder(_Frame)
 _event = msgspec.json.Decoder(_Event, strict=False)
+_prices_event = msgspec.json.Decoder(_PricesEvent, strict=False)
 
 
 class BadFrame(ValueError):
@@ -87,7 +102,8 @@ class Shutdown:
 
 
 def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent | Answer | Shutdown | None:
-    """What a frame says; None for a stream that is not followed (any more). Raises `BadFrame`, `BadCandle`."""
+    """What a frame says; None for a stream that is not followed (any more). Order flow that is invalid is left out of
+    the candle, and `flow_fault` of the event says why. Raises `BadFrame`, `BadCandle`."""
     if len(text) > MAX_FRAME_CHARS:
         raise BadFrame(f"it has {len(text)} characters")
     try:
@@ -102,7 +118,7 @@ def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent 
         stream = streams.get(frame.stream)
         if stream is None:
             return None
-        event = decoded(_event, frame.data)
+        event, flow_fault = _read_event(frame.data)
     except BadAnswer as problem:
         raise BadFrame(str(problem)) from None
     kline, series = event.k, stream.series
@@ -111,7 +127,16 @@ def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent 
     open_s, rest_ms = divmod(kline.t, 1000)
     if rest_ms:
         raise BadCandle(kline.t / 1000, "its time is no whole second")
-    candle = check_candle(Candle(open_s, kline.o, kline.h, kline.l, kline.c, kline.v), series.timeframe)
+    candle = Candle(
+        open_s, kline.o, kline.h, kline.l, kline.c, kline.v, kline.q, kline.n, kline.V, kline.Q
+    )  # fmt: skip
+    try:
+        check_candle(candle, series.timeframe)
+    except BadCandle as problem:
+        sound = with_sound_flow(candle)
+        if sound is candle:
+            raise
+        candle, flow_fault = check_candle(sound, series.timeframe), str(problem)
     closed = _FLAG.get(bytes(kline.x))
     if closed is None:
         raise BadFrame(f"x is {bytes(kline.x)[:50]!r}, neither true nor false")
@@ -120,7 +145,18 @@ def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent 
         raise BadFrame(f"it is stamped {event_ms}, before its candle opens at {kline.t}")
     if closed and event_ms < series.timeframe.next(open_s) * 1000 - CLOSED_EARLY_MS:
         raise BadFrame(f"it calls the candle of {open_s} final at {event_ms}, before its end")
-    return KlineEvent(series, candle, closed, event_ms)
+    return KlineEvent(series, candle, closed, event_ms, flow_fault=flow_fault)
+
+
+def _read_event(data: msgspec.Raw) -> tuple[_Event, str | None]:
+    """The event, and why its order flow cannot be read. Raises `BadAnswer` when its prices cannot be read either."""
+    try:
+        return decoded(_event, data), None
+    except BadAnswer as problem:
+        bare = decoded(_prices_event, data)
+        kline = bare.k
+        whole = _Kline(kline.t, kline.s, kline.i, kline.o, kline.h, kline.l, kline.c, kline.v, kline.x)
+        return _Event(bare.E, whole), str(problem)
 
 
 def stream_name(symbol_id: str, series: SeriesId) -> str:

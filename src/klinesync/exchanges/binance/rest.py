@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from klinesync.core.candle import Candle, check_candle
+from klinesync.core.candle import Candle, check_candle, with_sound_flow
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.finality import LATER_ROWS, final_end
@@ -22,6 +22,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.binance.decode import (
     EXCHANGE,
     Klines,
+    LeftOut,
     Row,
     decode_klines,
     decode_tickers,
@@ -53,6 +54,8 @@ TIME_ANSWERS = 6
 LEAST_ROWS = 4
 # Rows that open so much later than the newest stamp are no candles of this exchange.
 LONGEST_AHEAD_MS = 86_400_000
+# The kind of item that is counted where a candle is kept without its order flow.
+ORDER_FLOW = "order_flow"
 # The longest page that is read, in bytes.
 MAX_PAGE_BYTES = 4 << 20
 
@@ -81,7 +84,8 @@ class BinanceRest:
     `share`: how much of an address' weight we use at most; `rng` spreads what is repeated, by default the same way
     every time. `shelf` keeps the lists of symbols over a restart.
 
-    `left_out` counts items of answers that were left out, by market and kind: `kline`, `symbol`, `ticker`.
+    `left_out` counts items of answers that were left out, by market and kind: `kline`, `order_flow` (of a candle that
+    is kept), `symbol`, `ticker`.
     """
 
     def __init__(
@@ -256,6 +260,7 @@ class BinanceRest:
 
         page = await self._requests.repeat(gate, errand, ask)
         self._requests.leave_out(market, "kline", page.klines.left_out, series)
+        self._requests.leave_out(market, ORDER_FLOW, page.klines.flow_left_out, series)
         return page
 
     def _expected(self, series: SeriesId, start: int, end: int | None) -> int | None:
@@ -357,18 +362,29 @@ class BinanceRest:
         return span if span.start < span.end <= first else None
 
     def _sound(self, series: SeriesId, rows: list[Row]) -> list[Candle]:
-        """The rows that are candles; the others are quarantined."""
+        """The rows that are candles; the others are quarantined. Order flow that is invalid is left out."""
         candles = []
+        flow_left_out = LeftOut()
         for row in rows:
             try:
                 if row[0] % 1000:
                     raise BadCandle(row[0] / 1000, "its time is no whole second")
-                candles.append(check_candle(Candle(row[0] // 1000, *row[1:]), series.timeframe))
+                candle = Candle(row[0] // 1000, *row[1:])
+                try:
+                    check_candle(candle, series.timeframe)
+                except BadCandle as problem:
+                    sound = with_sound_flow(candle)
+                    if sound is candle:
+                        raise
+                    candle = check_candle(sound, series.timeframe)
+                    flow_left_out.add(str(problem))
+                candles.append(candle)
             except BadCandle as error:
                 self.left_out[series.market, "kline"] += 1
                 self._requests.warn(
                     series, "rest.row_quarantined", "a REST row is quarantined", series=series, error=error
                 )
+        self._requests.leave_out(series.market, ORDER_FLOW, flow_left_out, series)
         return candles
 
 

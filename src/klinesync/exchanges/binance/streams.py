@@ -469,6 +469,8 @@ class BinanceConnection:
             return
         if isinstance(message, KlineEvent):
             self._counts.frames += 1
+            if message.flow_fault is not None:
+                self._leave_flow_out(message.series, message.flow_fault)
             if not link.heard:
                 link.heard = True
                 self._event.set()
@@ -480,6 +482,19 @@ class BinanceConnection:
         elif isinstance(message, Shutdown):
             link.leaving = True
             self._event.set()
+
+    def _leave_flow_out(self, series: SeriesId, reason: str) -> None:
+        """Count a candle that is taken without its order flow, and log a line now and then."""
+        self._counts.flow_left_out += 1
+        suppressed = self._log_limit.allow("order flow", self._monotonic())
+        if suppressed is not None:
+            log.warning(
+                "stream.flow_left_out",
+                "a candle is taken without its order flow: %s",
+                reason,
+                series=series,
+                suppressed=suppressed,
+            )
 
     def _quarantine(self, reason: str) -> None:
         """Count a frame that is none, and say so now and then. The connection lives on."""
