@@ -40,7 +40,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.market.app import bind, create_app, create_server
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.runtime.flags import load_flags
-from klinesync.storage.chunks import chunk_of, unpack
+from klinesync.storage.chunks import chunk_of, chunk_start, seed_of, unpack_between
 from klinesync.ws.messages import CandleOut
 
 SERIES = [SeriesId.parse(f"binance:spot:COIN{number}/USDT:1m") for number in range(20)]
@@ -81,7 +81,8 @@ def bare_application(path: Path) -> Any:
         name, before, limit = asked["series_id"][0], int(asked["before"][0]), int(asked["limit"][0])
         number = store.execute("SELECT series_no FROM series WHERE series_id = ?", (name,)).get
         head = store.execute("SELECT max(time) FROM candle WHERE series_no = ?", (number,)).get
-        limits = (number << 32, (number << 32) + chunk_of(number, Timeframe.parse("1m"), before))
+        frame = Timeframe.parse("1m")
+        limits = (number << 32, (number << 32) + chunk_of(number, frame, before))
         rows = store.execute(
             "SELECT time, open, high, low, close, volume FROM candle"
             " WHERE series_no = ? AND time < ? ORDER BY time DESC LIMIT ?",
@@ -89,10 +90,11 @@ def bare_application(path: Path) -> Any:
         ).fetchall()
         rows.reverse()
         chunks = store.execute(
-            "SELECT candles FROM candle_chunk WHERE chunk_id BETWEEN ? AND ? ORDER BY chunk_id DESC", limits
+            "SELECT chunk_id, candles FROM candle_chunk WHERE chunk_id BETWEEN ? AND ? ORDER BY chunk_id DESC", limits
         )
-        for (packed,) in chunks:
-            rows = [row for row in unpack(packed) if row[0] < before] + rows
+        for chunk_id, packed in chunks:
+            seed = seed_of(name, chunk_start(number, frame, chunk_id - (number << 32)))
+            rows = unpack_between(packed, 0, before, list, seed, full=False) + rows
             if len(rows) >= limit:
                 break
         candles = list(starmap(CandleOut, rows[-limit:]))
