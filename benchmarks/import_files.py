@@ -40,7 +40,7 @@ SERIES = "binance:spot:BTC/USDT:1m"
 def write_archive(folder: Path, candles: Sequence[Candle]) -> Path:
     """Monthly zips as the exchange has them, with their checksums."""
     months: dict[str, list[str]] = {}
-    for at, open_, high, low, close, volume in candles:
+    for at, open_, high, low, close, volume in (candle.ohlcv for candle in candles):
         month = datetime.fromtimestamp(at, UTC).strftime("%Y-%m")
         months.setdefault(month, []).append(
             f"{at * 1_000_000},{open_:.8f},{high:.8f},{low:.8f},{close:.8f},{volume:.8f},{(at + 60) * 1_000_000 - 1},"

@@ -1,6 +1,6 @@
 """Candles of tests."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from klinesync.core.candle import Candle
 
@@ -20,3 +20,11 @@ def stored_over(was: Candle | None, now: Candle) -> Candle:
     if was is None or was[:6] != now[:6]:
         return now
     return now._replace(**{name: getattr(was, name) for name in now._fields if getattr(now, name) is None})
+
+
+def of_row(cells: Sequence[str | int]) -> Candle:
+    """The candle of a row of Binance, with all nine values."""
+    values = [float(cell) for cell in cells]
+    return ohlcv(int(cells[0]) // 1000, values[1:6])._replace(
+        quote_volume=values[7], trades=int(cells[8]), taker_buy_volume=values[9], taker_buy_quote_volume=values[10]
+    )

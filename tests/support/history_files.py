@@ -35,6 +35,17 @@ def minute(time: int) -> Candle:
     return Candle(time, price, price + 1 / 3, price - 0.7, price + 0.1, 0.1 * (time // 60 % 13))
 
 
+def traded(candle: Candle) -> Candle:
+    """The candle with order flow, which has digits that no rounding survives."""
+    volume, price = candle.volume, candle.close
+    return candle._replace(
+        quote_volume=volume * price,
+        trades=candle.time // 60 % 997,
+        taker_buy_volume=volume / 3,
+        taker_buy_quote_volume=volume / 3 * price,
+    )
+
+
 def minutes(start: int, count: int) -> list[Candle]:
     return [minute(start + 60 * at) for at in range(count)]
 
@@ -42,10 +53,18 @@ def minutes(start: int, count: int) -> list[Candle]:
 def write_archive(
     path: Path, candles: Sequence[Candle], *, unit: int = 1000, header: bool = False, checksum: bool = True
 ) -> Path:
-    """A zip as the exchange's archive has it, with its checksum beside it."""
+    """A zip as the exchange's archive has it, with its checksum beside it. Values that a candle lacks are empty."""
     rows = "".join(
-        f"{time * unit},{open_!r},{high!r},{low!r},{close!r},{volume!r},{(time + 60) * unit - 1},1.0,5,0.5,0.5,0\n"
-        for time, open_, high, low, close, volume, *_ in candles
+        ",".join(
+            (
+                str(candle.time * unit),
+                *map(repr, candle.ohlcv[1:]),
+                str((candle.time + 60) * unit - 1),
+                *("" if value is None else repr(value) for value in candle.flow),
+                "0\n",
+            )
+        )
+        for candle in candles
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

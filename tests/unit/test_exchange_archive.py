@@ -23,7 +23,7 @@ from klinesync.history.files.names import ArchiveFile, archive_name, months
 from klinesync.history.files.readers import BadFile, batches, verify_checksum
 from klinesync.history.files.sources import ExchangeArchive
 from klinesync.sim.server import SimConfig, SimServer
-from support.candles import ohlcv
+from support.candles import of_row
 from support.history_files import all_of, minutes, write_archive
 from support.upstream import plain, plain_id
 
@@ -191,12 +191,12 @@ async def test_an_archive_serves_its_own_exchange_alone(tmp_path: Path) -> None:
 async def test_recorded_archives_are_read_row_by_row(real_data: Path) -> None:
     archive = ExchangeArchive(real_data / "archive", plain_id)
     for series, count in ((SPOT, 3 * 1440), (FUTURES, 40_320)):
-        expected = []
+        expected: list[Candle] = []
         for path in sorted((real_data / "archive").rglob(f"{series.symbol.replace('/', '')}*.zip")):
             with zipfile.ZipFile(path) as zipped:
                 text = zipped.read(zipped.namelist()[0]).decode()
             rows = [row for row in csv.reader(io.StringIO(text)) if row[0].isdigit()]
-            expected += [ohlcv(int(row[0]) // 1000, map(float, row[1:6])) for row in rows]
+            expected += map(of_row, rows)
         assert len(expected) == count
         assert await all_of(archive, series) == expected
 
@@ -293,7 +293,7 @@ async def test_the_simulated_exchanges_archive_has_its_rest_rows(name: str) -> N
             "symbol": symbol, "interval": str(series.timeframe), "limit": "1000", "startTime": str(found[0].time * 1000)
         }  # fmt: skip
         async with http.get(f"{exchange.http_url}/{prefix}/klines", params=params) as answer:
-            rows = [ohlcv(row[0] // 1000, map(float, row[1:6])) for row in await answer.json()]
+            rows = [of_row(row) for row in await answer.json()]
         assert found[:1000] == rows[: len(found)]
         for path, status in (
             (day_file(series, 39).path, 200),

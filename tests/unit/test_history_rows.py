@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.core.candle import Candle, check_candle, check_not_future
+from klinesync.core.candle import NO_FLOW, Candle, agree, check_candle, check_not_future, with_sound_flow
 from klinesync.core.errors import BadCandle
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
@@ -20,6 +20,7 @@ from klinesync.history.files.rows import (
     OutOfOrder,
     TooManyRows,
     columns,
+    joined,
     pages,
     seconds,
     within,
@@ -45,6 +46,13 @@ candles = st.one_of(
     ),
     st.builds(Candle, times, values, values, values, values, values),
 )
+# Order flow, valid or not; a missing value is None in a candle and NaN in a column.
+flow_values = st.none() | values.filter(lambda value: value == value) | st.sampled_from([0.5, 1.0 + 1e-10, 1.0 + 1e-8])
+traded_candles = st.builds(
+    lambda candle, flow: Candle(*candle.ohlcv, *flow),
+    candles,
+    st.tuples(flow_values, st.none() | st.sampled_from([-1, 0, 3, 2**53 - 1, 2**54]), flow_values, flow_values),
+)
 timeframes = st.sampled_from([Timeframe.parse(code) for code in ("1m", "1h", "3d", "1w", "1M")])
 
 
@@ -62,19 +70,19 @@ def model(rows: Sequence[Candle], timeframe: Timeframe) -> tuple[list[Candle], i
     kept: dict[int, Candle] = {}
     bad = 0
     for row in rows:
-        if is_sound(row, timeframe):
-            bad += kept.setdefault(row.time, row) != row
+        if is_sound(row := with_sound_flow(row), timeframe):
+            bad += not agree(kept.setdefault(row.time, row), row)
         else:
             bad += 1
     return [kept[time] for time in sorted(kept)], bad
 
 
 def in_order(rows: Sequence[Candle], timeframe: Timeframe) -> bool:
-    times = [row.time for row in rows if is_sound(row, timeframe)]
+    times = [row.time for row in rows if is_sound(with_sound_flow(row), timeframe)]
     return times == sorted(times)
 
 
-@given(st.lists(st.lists(candles, max_size=8), max_size=4), timeframes)
+@given(st.lists(st.lists(candles | traded_candles, max_size=8), max_size=4), timeframes)
 def test_good_rows_are_valid_candles_in_any_order(batches: list[list[Candle]], timeframe: Timeframe) -> None:
     judge = Judge(timeframe, NOW)
     passed = judge.in_order(map(columns, batches), 100).candles()
@@ -86,7 +94,7 @@ def test_good_rows_are_valid_candles_in_any_order(batches: list[list[Candle]], t
     assert (judge.first, judge.last) == ((expected[0].time, expected[-1].time) if expected else (None, None))
 
 
-@given(st.lists(st.lists(candles, max_size=8), max_size=4), timeframes)
+@given(st.lists(st.lists(candles | traded_candles, max_size=8), max_size=4), timeframes)
 def test_ascending_rows_pass_batch_by_batch_and_other_orders_are_detected(
     batches: list[list[Candle]], timeframe: Timeframe
 ) -> None:
@@ -131,6 +139,41 @@ def test_a_duplicate_row_is_ignored_and_a_contradicting_row_is_bad() -> None:
     assert passed == [row, row._replace(time=60)]
     assert judge.examples == ["row 3: candle at 1970-01-01 00:00 UTC refused: it is given twice, with different values"]
     assert judge.bad == 1
+
+
+@given(st.lists(traded_candles, max_size=20))
+def test_order_flow_that_is_invalid_is_left_out_and_counted_and_the_candle_is_kept(rows: list[Candle]) -> None:
+    sound = [row for row in rows if is_sound(Candle(*row.ohlcv), MINUTE)]
+    spaced = [row._replace(time=60 * at) for at, row in enumerate(sound)]
+    judge = Judge(MINUTE, NOW)
+    assert judge.sound(columns(spaced)).candles() == [with_sound_flow(row) for row in spaced]
+    assert judge.bad == 0
+    assert judge.flow_left_out == sum(with_sound_flow(row) is not row for row in spaced)
+    assert bool(judge.flow_example) == bool(judge.flow_left_out)
+
+
+def test_the_first_order_flow_that_is_left_out_is_told_with_its_place_in_the_file() -> None:
+    whole = SOUND._replace(quote_volume=1.5, trades=3, taker_buy_volume=0.5, taker_buy_quote_volume=0.75)
+    rows = columns([whole, whole._replace(time=60, taker_buy_volume=1.5), whole._replace(time=120, trades=-3)])
+    judge = Judge(MINUTE, NOW)
+    assert [candle.flow for candle in judge.sound(rows).candles()] == [whole.flow, NO_FLOW, NO_FLOW]
+    assert judge.flow_left_out == 2
+    assert judge.flow_example == "row 2: taker_buy_volume 1.5 is larger than volume 1.0"
+    assert rows.flow is not None
+    quote, trades, taker, taker_quote = (column[:1] for column in rows.flow)
+    for odd, why in (((quote, trades + 0.5), "trades 3.5 is no whole number"), ((quote * np.inf, trades), "no number")):
+        judge = Judge(MINUTE, NOW)
+        (candle,) = judge.sound(rows.take(slice(0, 1)).with_flow((*odd, taker, taker_quote))).candles()
+        assert candle == Candle(*whole.ohlcv)
+        assert why in judge.flow_example
+
+
+def test_rows_with_and_without_order_flow_are_joined_and_only_the_former_take_memory() -> None:
+    whole = SOUND._replace(quote_volume=1.5, trades=3, taker_buy_volume=0.5, taker_buy_quote_volume=None)
+    assert columns([SOUND, SOUND]).flow is None
+    assert joined([columns([SOUND]), columns([whole])]).candles() == [SOUND, whole]
+    assert joined([columns([SOUND]), columns([SOUND])]).flow is None
+    assert columns([]).candles() == []
 
 
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])

@@ -7,7 +7,9 @@ import json
 import os
 import random
 import signal
+import zipfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ import pytest
 from pyarrow import feather as pa_feather
 
 from klinesync.cli import main
-from klinesync.core.candle import Candle
+from klinesync.core.candle import NO_FLOW, Candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
@@ -25,7 +27,7 @@ from klinesync.history.files import importing
 from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
-from support.history_files import all_of, keep_listings, minutes, write_archive, write_freqtrade
+from support.history_files import all_of, keep_listings, minutes, traded, write_archive, write_freqtrade
 from support.processes import klinesync, running
 from support.running_service import running_service
 from support.upstream import plain_id
@@ -216,7 +218,7 @@ def test_csv_is_read_by_its_column_names(
 def test_bad_rows_are_left_out_counted_and_shown(tmp_path: Path, store: Path, run: Run) -> None:
     good = minutes(START, 10)
     lines = ["candle_time,open,high,low,close,volume"]
-    lines += [",".join(map(repr, candle)) for candle in good]
+    lines += [",".join(map(repr, candle.ohlcv)) for candle in good]
     lines[2:2] = ["nan,1,2,0.5,1.5,3", f"{START + 61},1,2,0.5,1.5,3", f"{START + 120},1,0,0.5,1.5,3", "1,2,3"]
     lines.append(f"{START + 600},1,2,0.5,oops,3")
     lines.append("9999999960,1,2,0.5,1.5,3")
@@ -304,7 +306,7 @@ def test_rows_in_any_order_are_imported(name: str, tmp_path: Path, store: Path, 
     shuffled = random.Random(7).sample(candles, len(candles))
     path = tmp_path / name
     if name == "any.csv":
-        path.write_text("".join(",".join(map(repr, candle)) + "\n" for candle in shuffled))
+        path.write_text("".join(",".join(map(repr, candle.ohlcv)) + "\n" for candle in shuffled))
     else:
         (write_archive if name == DAY else write_freqtrade)(path, shuffled)
     done = run("import", path, *(("--series", SERIES) if name == "any.csv" else ()))
@@ -361,14 +363,20 @@ def test_a_csv_that_is_no_table_of_candles_is_refused(text: str, tmp_path: Path,
 # --- what comes out
 
 
+@pytest.mark.usefixtures("lists")
 @pytest.mark.parametrize("kind", ["parquet", "feather", "csv"])
 def test_an_export_imports_again_unchanged(
     kind: str, tmp_path: Path, store: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("klinesync.history.files.exporting.WINDOW_CANDLES", 700)
     monkeypatch.setattr("klinesync.history.files.exporting.GROUP_CANDLES", 1000)
-    candles = [*minutes(START, 3000), *minutes(START + 5 * DAY_S, 500)]
-    assert run("import", write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles)).status == 0
+    archived = [traded(one) for one in minutes(START + 5 * DAY_S, 500)]
+    archived[7] = archived[7]._replace(taker_buy_volume=None, trades=None)
+    candles = [*minutes(START, 3000), *archived]
+    assert run("import", write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles[:3000])).status == 0
+    archive = tmp_path / "data/spot/daily/klines/BTCUSDT/1m/BTCUSDT-1m-2024-05-06.zip"
+    assert run("import", write_archive(archive, archived)).status == 0
+    assert stored(store) == candles
     out = tmp_path / f"out.{kind}"
     done = run("export", SERIES, "--format", kind, "--output", out)
     assert (done.status, done.err) == (0, "")
@@ -571,8 +579,77 @@ async def test_rows_that_the_command_reads_go_through_a_service(store: Path) -> 
         )
         assert status == 1, "the last three and a half days have not been yet"
         assert "are still missing" in err
-        assert "1440 candles brought" in out
+        assert "1440 candles read" in out
         assert stored(store) == await all_of(ExchangeArchive(exchange.http_url, plain_id), SERIES, days(39, 40))
+
+
+@pytest.mark.usefixtures("lists")
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("unit", [1000, 1_000_000])
+def test_an_archive_brings_all_nine_values(unit: int, header: bool, tmp_path: Path, store: Path, run: Run) -> None:
+    candles = [traded(one) for one in minutes(START, 100)]
+    candles[1] = candles[1]._replace(trades=None)
+    spoilt = [*candles, traded(minutes(START + 6000, 1)[0])._replace(taker_buy_volume=1e9)]
+    write_archive(tmp_path / DAY, spoilt, unit=unit, header=header)
+    assert "order flow; row 101: taker_buy_volume" in run("import", tmp_path / DAY, "--strict").err
+    done = run("import", tmp_path / DAY)
+    assert done.status == 0
+    assert ", 1 candle without order flow" in done.out
+    assert stored(store) == [*candles, minutes(START + 6000, 1)[0]]
+
+
+@pytest.mark.parametrize(
+    ("names", "cells", "flow"),
+    [
+        ("quote_volume,trades,taker_buy_volume,taker_buy_quote_volume", "15.5,3,0.5,7.75", (15.5, 3, 0.5, 7.75)),
+        ("quote_volume,trades,taker_buy_volume,taker_buy_quote_volume", ",,,", NO_FLOW),
+        ("quote_volume,trades,taker_buy_volume,taker_buy_quote_volume", " , 3.0 ,NaN,null", (None, 3, None, None)),
+        ("quote_volume,trades,taker_buy_volume,taker_buy_quote_volume", "15.5,many,0.5,7.75", NO_FLOW),
+        ("Taker Buy Volume,quote-volume", "0.5,15.5", (15.5, None, 0.5, None)),
+        ("quote_asset_volume,number_of_trades", "15.5,3", (15.5, 3, None, None)),
+        ("other,count", "x,3", (None, 3, None, None)),
+        ("other,another", "1,2", NO_FLOW),
+    ],
+)
+def test_order_flow_is_read_by_the_names_of_its_columns_and_empty_cells_are_null(
+    names: str, cells: str, flow: tuple[float | None, ...], tmp_path: Path, store: Path, run: Run
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(f"candle_time,open,high,low,close,volume,{names}\n{START},1,2,0.5,1.5,1,{cells}\n")
+    assert run("import", path, "--series", SERIES).status == 0
+    assert [candle.flow for candle in stored(store)] == [flow]
+
+
+@pytest.mark.usefixtures("lists")
+def test_recorded_archives_go_in_and_out_with_the_text_of_all_nine_values(
+    real_data: Path, tmp_path: Path, store: Path, run: Run
+) -> None:
+    archive = real_data / "archive"
+    assert run("import", archive).status == 0
+    for series, name in ((SERIES, "BTCUSDT"), (SeriesId.parse("binance:futures:LINK/USDT:1m"), "LINKUSDT")):
+        out = tmp_path / f"{name}.csv"
+        assert run("export", series, "--format=csv", "--output", out).status == 0
+        exported = [line.split(",") for line in out.read_text().splitlines()[1:]]
+        texts = [line for path in sorted(archive.rglob(f"{name}-1m-*.zip")) for line in lines_of(path)]
+        assert len(exported) == len(texts)
+        for row, text in zip(exported, texts, strict=True):
+            values = [*text[1:6], *text[7:11]]
+            assert int(row[0]) == int(text[0]) // 1000
+            for ours, theirs in zip(row[1:], values, strict=True):
+                if len(theirs.replace(".", "").strip("0")) <= SAFE_DIGITS:
+                    assert Decimal(ours) == Decimal(theirs)
+                assert float(ours) == float(theirs)
+
+
+# Decimals of a number up to which a double gives its text back.
+SAFE_DIGITS = 15
+
+
+def lines_of(path: Path) -> list[list[str]]:
+    """The cells of an archive's rows."""
+    with zipfile.ZipFile(path) as archive:
+        lines = archive.read(archive.namelist()[0]).decode().splitlines()
+    return [line.split(",") for line in lines if line[0].isdecimal()]
 
 
 @pytest.mark.usefixtures("lists")

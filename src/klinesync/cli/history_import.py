@@ -133,6 +133,7 @@ def _report(done: Sequence[Imported], not_begun: int, took_s: float, *, as_json:
                 "candles": file.stored,
                 "new": file.new,
                 "quarantined": file.quarantined,
+                "without_order_flow": file.flow_left_out,
                 "first_bad_rows": file.examples,
                 "first_time": file.first,
                 "last_time": file.last,

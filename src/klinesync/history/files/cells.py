@@ -6,20 +6,38 @@ A cell that cannot be read loses its row, not the file: the cell becomes `NO_TIM
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from klinesync.core.printable import shown
-from klinesync.history.files.rows import MAX_EXAMPLES, NO_TIME, Columns, Floats, Ints, seconds, whole_seconds
+from klinesync.history.files.rows import (
+    MAX_EXAMPLES,
+    NO_TIME,
+    Columns,
+    Flags,
+    Floats,
+    Flow,
+    Ints,
+    seconds,
+    whole_seconds,
+)
 
 # Names of the column with the open time, in the order of preference; case, spaces, `_` and `-` are ignored.
 TIME_COLUMNS = ("candle_time", "open_time", "date", "datetime", "time", "timestamp", "unix")
 VALUE_COLUMNS = ("open", "high", "low", "close", "volume")
+# Names of the columns with the order flow, in the order of `Candle`: ours, then those of Binance's archive and of its
+# clients.
+FLOW_COLUMNS = (
+    ("quote_volume", "quote_asset_volume"),
+    ("trades", "count", "number_of_trades"),
+    ("taker_buy_volume", "taker_buy_base_asset_volume"),
+    ("taker_buy_quote_volume", "taker_buy_quote_asset_volume"),
+)
 # Names of pandas' unnamed index, in parquet and in CSV.
 UNNAMED_INDEX = ("__index_level_0__", "")
 # Most names of columns in a sentence.
@@ -44,6 +62,8 @@ _DATE = re.compile(
 # they lie in 1970, 1976 or past 2590, where no exchange has candles.
 _DATE_NUMBERS = (1, 10**4, 10**6)  # factor of the digits after the eight digits of a date
 _FIRST_DATE, _END_DATE = 1970_01_01, 2101_01_01
+# Words for a missing value of the order flow, in lower case.
+_MISSING = frozenset(("", "nan", "null", "none", "na", "n/a"))
 _IN_A_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -59,9 +79,28 @@ class Unread:
             self.rows.setdefault(row, why)
 
 
-def find_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of the columns with open time, prices and volume, in that order. Raises ValueError with the columns of
-    the file and the missing column."""
+class Table(NamedTuple):
+    """The columns of a table that are read. `ohlcv`: names of open time, prices and volume; `flow`: of the order flow,
+    None for a column that is missing."""
+
+    ohlcv: tuple[str, ...]
+    flow: tuple[str | None, ...]
+
+    @property
+    def wanted(self) -> list[str]:
+        """The names of all columns that are read."""
+        return [*self.ohlcv, *(name for name in self.flow if name is not None)]
+
+    def rows(self, column: Callable[[str], Array]) -> Columns:
+        """Rows of the table. `column`: the cells of a column, by name. Raises ValueError for a column whose type is no
+        time, or no number."""
+        flow = [None if name is None else column(name) for name in self.flow]
+        return of_arrow(self.ohlcv, [column(name) for name in self.ohlcv], flow)
+
+
+def find_columns(names: Sequence[str]) -> Table:
+    """The columns that are read of a table with these columns. Raises ValueError with the columns of the file and the
+    missing column."""
     known: dict[str, list[str]] = {}
     for name in names:
         known.setdefault(_folded(name), []).append(name)
@@ -74,23 +113,66 @@ def find_columns(names: Sequence[str]) -> tuple[str, ...]:
         first = ", ".join(shown(name, 40) for name in names[:MAX_NAMES_SHOWN])
         more = ", …" if len(names) > MAX_NAMES_SHOWN else ""
         raise ValueError(f"it has no {absent}; its columns are {first}{more}")
-    for name in (time, *VALUE_COLUMNS):
+    flow = [next((name for name in map(_folded, several) if name in known), None) for several in FLOW_COLUMNS]
+    for name in (time, *VALUE_COLUMNS, *filter(None, flow)):
         if len(known[name]) > 1:
             raise ValueError(f"it has more than one column {shown(known[name][0], 40)}")
-    return known[time][0], *(known[name][0] for name in VALUE_COLUMNS)
+    return Table(
+        (known[time][0], *(known[name][0] for name in VALUE_COLUMNS)),
+        tuple(None if name is None else known[name][0] for name in flow),
+    )
 
 
 def _folded(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name.strip().lower())
 
 
-def of_arrow(names: Sequence[str], arrays: Sequence[Array]) -> Columns:
-    """Rows from Arrow columns. `names` and `arrays`: of open time, prices and volume. Raises ValueError for a column
-    whose type is no time, or no number."""
+def of_arrow(names: Sequence[str], arrays: Sequence[Array], flow: Sequence[Array | None] = ()) -> Columns:
+    """Rows from Arrow columns.
+
+    names, arrays: of open time, prices and volume.
+    flow: of the order flow, None for a missing column; none by default.
+
+    Raises ValueError for a column of `arrays` whose type is no time, or no number.
+    """
     unread = Unread()
     time = times(names[0], arrays[0], unread)
     values = (floats(name, array, unread) for name, array in zip(names[1:], arrays[1:], strict=True))
-    return Columns(time, *values, unread=unread.rows)
+    return Columns(time, *values, flow=_flow(flow, len(time)), unread=unread.rows)
+
+
+def _flow(arrays: Sequence[Array | None], count: int) -> Flow | None:
+    if all(array is None for array in arrays):
+        return None
+    quote, trades, taker, taker_quote = (
+        np.full(count, np.nan) if array is None else flow_floats(array) for array in arrays
+    )
+    return quote, trades, taker, taker_quote
+
+
+def flow_floats(array: Array) -> Floats:
+    """A column of order flow: NaN for a missing value, infinity for a cell that cannot be read as a number."""
+    array = _plain(array)
+    kind = array.type
+    if pa.types.is_string(kind):
+        texts: Texts = pc.utf8_trim_whitespace(array.cast(pa.string()))
+        empty = pc.call_function("equal", [texts, pa.scalar("")])
+        texts = pc.call_function("if_else", [empty, pa.scalar(None, pa.string()), texts])
+        try:
+            return _as_floats(pc.cast(texts, pa.float64()))
+        except pa.ArrowInvalid:
+            cells = (float_of_cell(text) if text is not None else np.nan for text in texts.to_pylist())
+            numbers = np.fromiter(cells, np.float64, len(texts))
+            return np.where(np.isnan(numbers) & ~_is_missing(texts), np.inf, numbers)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind):
+        return _as_floats(array)
+    return np.full(len(array), np.inf)
+
+
+def _is_missing(texts: Texts) -> Flags:
+    """Cells without a value: empty, or the words that programs write for that."""
+    missing: Flags = np.array([text is None or text.lower() in _MISSING for text in texts.to_pylist()], np.bool_)
+    return missing
 
 
 def times(name: str, array: Array, unread: Unread) -> Ints:

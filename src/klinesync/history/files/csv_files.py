@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from klinesync.core.printable import shown
-from klinesync.history.files.cells import TIME_COLUMNS, VALUE_COLUMNS, find_columns, of_arrow
+from klinesync.history.files.cells import FLOW_COLUMNS, TIME_COLUMNS, VALUE_COLUMNS, find_columns
 from klinesync.history.files.json_files import BLOCK_BYTES, Broken
 from klinesync.history.files.rows import Columns
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # Longest line, in bytes; a longer line belongs to no table of candles.
 MAX_LINE_BYTES = 100_000
+# Number of columns of Binance's archive, which has no header on spot: open time, prices, volume, close time, order
+# flow, and one that is unused.
+BINANCE_COLUMNS = 12
 SEPARATORS = (",", ";", "\t", "|")
 # Compression methods of the file in a zip.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -113,7 +116,8 @@ def read_zip(path: Path, broken: Broken) -> Iterator[Columns]:
 
 def _read_head(file: BinaryIO | IO[bytes]) -> _Head:
     """The head of a file: its first line, or the line after Excel's `sep=;`. Without names the first six columns are
-    those of a candle, in its order. Raises ValueError."""
+    those of a candle, in its order; twelve columns with a close time in the seventh are Binance's, with order flow.
+    Raises ValueError."""
     line = _line(file)
     excel = re.fullmatch(r'"?sep=(.)"?', line, re.IGNORECASE)
     if excel is not None:
@@ -129,8 +133,15 @@ def _read_head(file: BinaryIO | IO[bytes]) -> _Head:
             f"its rows have {len(cells)} columns, and a candle has 6; its first line is {shown(line)}, "
             f"and columns are separated by {' '.join(map(repr, SEPARATORS))}"
         )
-    others = (f"column {at}" for at in range(2 + len(VALUE_COLUMNS), len(cells) + 1))
-    return _Head(separator, [TIME_COLUMNS[1], *VALUE_COLUMNS, *others], skip)
+    ohlcv = [TIME_COLUMNS[1], *VALUE_COLUMNS]
+    if len(cells) == BINANCE_COLUMNS and _is_later(cells[len(ohlcv)], cells[0]):
+        return _Head(separator, [*ohlcv, "close_time", *(names[0] for names in FLOW_COLUMNS), "ignore"], skip)
+    others = (f"column {at}" for at in range(1 + len(ohlcv), len(cells) + 1))
+    return _Head(separator, [*ohlcv, *others], skip)
+
+
+def _is_later(close_time: str, open_time: str) -> bool:
+    return close_time.isdecimal() and open_time.isdecimal() and int(close_time) > int(open_time)
 
 
 def _line(file: BinaryIO | IO[bytes]) -> str:
@@ -170,10 +181,10 @@ def _check_end(file: BinaryIO, head: _Head, *, unterminated: bool) -> None:
 
 
 def _rows(file: BinaryIO | IO[bytes], head: _Head, broken: Broken) -> Iterator[Columns]:
-    wanted = find_columns(head.names)
+    table = find_columns(head.names)
     # Columns are identified by their index, because names may be empty, or not unique.
     keys = [f"column {at}" for at in range(len(head.names))]
-    wanted_keys = [keys[head.names.index(name)] for name in wanted]
+    key_of = {name: keys[head.names.index(name)] for name in table.wanted}
 
     def skip(row: pa_csv.InvalidRow) -> Literal["skip", "error"]:
         broken(f"line {row.number} has {row.actual_columns} columns instead of {row.expected_columns}")
@@ -187,9 +198,9 @@ def _rows(file: BinaryIO | IO[bytes], head: _Head, broken: Broken) -> Iterator[C
         ),
         parse_options=pa_csv.ParseOptions(delimiter=head.separator, invalid_row_handler=skip),
         convert_options=pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(keys, pa.binary()), include_columns=wanted_keys
+            column_types=dict.fromkeys(keys, pa.binary()), include_columns=list(key_of.values())
         ),
     )
     with reader:
         for batch in reader:
-            yield of_arrow(wanted, [batch.column(key) for key in wanted_keys])
+            yield table.rows(batch.rename_columns(list(key_of)).column)

@@ -21,7 +21,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pa_parquet
 
-from klinesync.core.candle import MAX_TIME, Candle
+from klinesync.core.candle import MAX_TIME, OHLCV, Candle
 from klinesync.core.dates import iso
 from klinesync.core.errors import KlinesyncError, UnknownSeries
 from klinesync.core.series_id import SeriesId
@@ -48,7 +48,10 @@ GROUP_CANDLES = 65_536
 EVER = Span(0, MAX_TIME + 1)
 
 _VALUES: list[tuple[str, pa.DataType]] = [(name, pa.float64()) for name in VALUE_COLUMNS]
-_OURS = pa.schema([("candle_time", pa.int64()), *_VALUES])
+_FLOW: list[tuple[str, pa.DataType]] = [
+    (name, pa.int64() if name == "trades" else pa.float64()) for name in Candle._fields[OHLCV:]
+]
+_OURS = pa.schema([("candle_time", pa.int64()), *_VALUES, *_FLOW])
 _FREQTRADES = pa.schema([("date", pa.timestamp("ms", "UTC")), *_VALUES])
 _KINDS: Mapping[Kind, pa.DataType] = {"number": pa.float64(), "integer": pa.int64(), "text": pa.string()}
 
@@ -93,10 +96,12 @@ def export(
     output: the file; with `freqtrade`, freqtrade's data folder of the exchange, in which the file is named.
     kind: format of the file.
     freqtrade: write freqtrade's form: the first column is `date` (UTC, milliseconds) in place of `candle_time` (UTC
-        seconds), and an existing file is merged: its further candles are kept, and the store's values replace its own.
+        seconds), there is no order flow, and an existing file is merged: its further candles are kept, and the store's
+        values replace its own.
     overwrite: replace an existing file. Without, a file with candles or columns that the export lacks is kept, and
         `ExportFailed` raised.
-    factors: columns to add after the values, null where a factor says nothing; None (the default): none.
+    factors: columns to add after the values and the order flow, null where a factor says nothing; None (the default):
+        none.
     progress: called with the open time that is reached, and the number of candles written.
 
     Returns the file. Raises `UnknownSeries`, `StoreError`, `ExportFailed` (also when the span has no candle), and
@@ -121,7 +126,7 @@ def export(
     if factors is None:
         pages = counted(_read(store, series, span))
         if how is not None:
-            pages = merged(pages, _rows_of(path), how)
+            pages = merged((page.with_flow(None) for page in pages), _rows_of(path), how)
         batches: Iterator[tuple[int, pa.RecordBatch]] = (
             (int(page.time[-1]), _batch(page, schema)) for page in rows.pages(pages, GROUP_CANDLES)
         )
@@ -250,8 +255,16 @@ def _grouped(batches: Iterable[tuple[int, pa.RecordBatch]], size: int) -> Iterat
 def _batch(page: rows.Columns, schema: pa.Schema, beside: Iterable[Array] = ()) -> pa.RecordBatch:
     time, *values = page.values()
     kind = schema.field(0).type
-    times = pa.array(time * 1000, kind) if pa.types.is_timestamp(kind) else pa.array(time, kind)
-    return pa.record_batch([times, *(pa.array(column) for column in values), *beside], schema=schema)
+    if pa.types.is_timestamp(kind):
+        return pa.record_batch([pa.array(time * 1000, kind), *map(pa.array, values), *beside], schema=schema)
+    return pa.record_batch([pa.array(time, kind), *map(pa.array, values), *_flow_of(page), *beside], schema=schema)
+
+
+def _flow_of(page: rows.Columns) -> list[Array]:
+    """The order flow of candles; null where the source does not tell."""
+    flow = page.flow or (np.full(len(page), np.nan),) * len(_FLOW)
+    # from_pandas: NaN is null.
+    return [pa.array(column, kind, from_pandas=True) for column, (_, kind) in zip(flow, _FLOW, strict=True)]
 
 
 def _writer(

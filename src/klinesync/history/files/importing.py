@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 # Candles of one transaction: thirteen days of minutes, so that a day is seldom cut in two.
 BATCH_CANDLES = 13 * 1440
-# Most good rows of a file that are held in memory (10 MB): some months of minutes, which are then read once.
+# Most good rows of a file that are held in memory (16 MB): some months of minutes, which are then read once.
 HELD_ROWS = 200_000
-# Most rows of a file that are sorted in memory when they are out of order: seven years of minutes, 200 MB.
+# Most rows of a file that are sorted in memory when they are out of order: seven years of minutes, 320 MB.
 MAX_SORTED_ROWS = 4_000_000
 # Most batches in flight to the writer, so that the writer never waits for a reader.
 MAX_AHEAD = 2
@@ -124,6 +124,8 @@ def survey(file: ImportFile, now: int, options: ReadOptions, stopped: Callable[[
     judge = result.judge
     if not judge.rows:
         raise BadFile(path, "it holds no rows")
+    if judge.flow_left_out and options.strict:
+        raise BadFile(path, f"{judge.flow_left_out} of its {judge.rows} rows have bad order flow; {judge.flow_example}")
     if judge.bad and (options.strict or judge.bad > judge.rows * MAX_BAD_SHARE):
         raise BadFile(path, f"{judge.bad} of its {judge.rows} rows are bad; {judge.examples[0]}")
     return result
@@ -205,6 +207,7 @@ async def _import_file(
     judge = surveyed.judge
     done.rows, done.quarantined, done.examples = judge.rows, judge.bad, judge.examples
     done.first, done.last = judge.first, judge.last
+    done.flow_left_out, done.flow_example = judge.flow_left_out, judge.flow_example
     if not surveyed.checked:
         done.note = f"no {CHECKSUM} file lies beside it; only the zip's own CRC was checked"
     waiting: deque[tuple[asyncio.Task[int | None], int]] = deque()
@@ -269,6 +272,7 @@ def sentence(done: Imported) -> str:
         return printable(f"{done.path}: {done.note}")
     new = "" if done.new is None else f", {done.new} of them new"
     bad = f", {counted(done.quarantined, 'bad row')} left out" if done.quarantined else ""
+    flow = f", {counted(done.flow_left_out, 'candle')} without order flow" if done.flow_left_out else ""
     span = "" if done.first is None or done.last is None else f" from {iso(done.first)} to {iso(done.last)}"
     note = "" if done.note is None else f"; {done.note}"
-    return printable(f"{done.path}: {counted(done.stored, 'candle')} of {done.series}{span}{new}{bad}{note}")
+    return printable(f"{done.path}: {counted(done.stored, 'candle')} of {done.series}{span}{new}{bad}{flow}{note}")

@@ -59,8 +59,8 @@ class Merged:
 def merged(pages: Iterable[Columns], old: Columns, how: Merged) -> Iterator[Columns]:
     """The union of an export and an existing file, page by page.
 
-    pages: rows of the export, strictly ascending.
-    old: rows of the file, strictly ascending.
+    pages: rows of the export, strictly ascending, without order flow.
+    old: rows of the file, strictly ascending, without order flow.
     how: counts how they compare.
     """
     at = 0
@@ -76,7 +76,7 @@ def merged(pages: Iterable[Columns], old: Columns, how: Merged) -> Iterator[Colu
 
 
 def rows_of(path: Path) -> Columns:
-    """All rows of a file, ascending, each time once, without validation. Raises `BadFile`."""
+    """All rows of a file, ascending, each time once, without validation and order flow. Raises `BadFile`."""
 
     def broken(why: str) -> None:
         raise BadFile(path, f"it has rows that cannot be kept: {why}")
@@ -89,7 +89,7 @@ def rows_of(path: Path) -> Columns:
         count += len(batch)
         if count > MAX_MERGED_ROWS:
             raise BadFile(path, f"it has more than the {MAX_MERGED_ROWS} rows that are merged in memory")
-        parts.append(batch)
+        parts.append(batch.with_flow(None))
     whole = rows.joined(parts)
     return whole.take(np.unique(whole.time, return_index=True)[1])
 

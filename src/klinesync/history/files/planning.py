@@ -56,6 +56,8 @@ class Imported:
     stored: candles that were written.
     new: candles of them that the store did not have; None when unknown.
     quarantined: bad rows, which are left out.
+    flow_left_out: rows whose order flow was invalid: their candles are stored without order flow.
+    flow_example: a sentence about the first of them.
     first, last: open times of the first and the last good row.
     examples: sentences about the first bad rows.
     refused: why the file was refused, a sentence; None when it was not.
@@ -69,6 +71,8 @@ class Imported:
     stored: int = 0
     new: int | None = 0
     quarantined: int = 0
+    flow_left_out: int = 0
+    flow_example: str = ""
     first: int | None = None
     last: int | None = None
     examples: list[str] = field(default_factory=list)

@@ -26,7 +26,7 @@ import pyarrow.parquet as pa_parquet
 from klinesync.core.decoding import reason_of
 from klinesync.core.errors import Rejected
 from klinesync.core.printable import printable
-from klinesync.history.files.cells import find_columns, of_arrow
+from klinesync.history.files.cells import find_columns
 from klinesync.history.files.csv_files import csv_names, read_csv, read_zip
 from klinesync.history.files.json_files import Broken, read_json, read_json_gz
 from klinesync.history.files.names import CHECKSUM
@@ -177,20 +177,20 @@ def _feather(path: Path, _broken: Broken) -> Iterator[Columns]:
     # Not mapped into memory: a file that another program cuts short meanwhile would end this one with SIGBUS.
     check_feather(path)
     with _opened(path) as file, pa_ipc.open_file(file) as reader:
-        names = find_columns(reader.schema.names)
+        table = find_columns(reader.schema.names)
         for at in range(reader.num_record_batches):
             batch = reader.get_batch(at)
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 rows = batch.slice(start, BATCH_ROWS)
-                yield of_arrow(names, [rows.column(name) for name in names])
+                yield table.rows(rows.column)
 
 
 def _parquet(path: Path, _broken: Broken) -> Iterator[Columns]:
     with _opened(path) as opened, pa_parquet.ParquetFile(opened) as file:
-        names = find_columns(file.schema_arrow.names)
+        table = find_columns(file.schema_arrow.names)
         check_parquet(file)
-        for batch in file.iter_batches(BATCH_ROWS, columns=list(names)):
-            yield of_arrow(names, [batch.column(name) for name in names])
+        for batch in file.iter_batches(BATCH_ROWS, columns=table.wanted):
+            yield table.rows(batch.column)
 
 
 def _opened(path: Path) -> pa.PythonFile:

@@ -9,7 +9,18 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from klinesync.core.candle import MAX_TIME, MAX_VALUE, NO_FLOW, Candle, check_candle, check_not_future
+from klinesync.core.candle import (
+    MAX_TIME,
+    MAX_TRADES,
+    MAX_VALUE,
+    NO_FLOW,
+    OHLCV,
+    TAKER_TOLERANCE,
+    Candle,
+    check_candle,
+    check_not_future,
+    check_values,
+)
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle
 from klinesync.core.spans import Span
@@ -18,6 +29,8 @@ from klinesync.core.timeframe import Timeframe
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+# Quote volume, trades, taker-buy volume, taker-buy quote volume; NaN for a missing value.
+Flow = tuple[Floats, Floats, Floats, Floats]
 
 # Bad rows of a file that are described by a sentence; all are counted.
 MAX_EXAMPLES = 5
@@ -33,8 +46,11 @@ _candle = partial(tuple.__new__, Candle)
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Rows of a file, in its order: open times in UTC seconds, prices, volume; NaN for a missing value. `unread`: why
-    the first bad rows cannot be read, by their index; slices of the rows do not keep it."""
+    """Rows of a file, in its order: open times in UTC seconds, prices, volume; NaN for a missing value.
+
+    flow: the order flow; None (the default) when no row has any, which costs no memory.
+    unread: why the first bad rows cannot be read, by their index; slices of the rows do not keep it.
+    """
 
     time: Ints
     open: Floats
@@ -42,30 +58,55 @@ class Columns:
     low: Floats
     close: Floats
     volume: Floats
+    flow: Flow | None = field(default=None, kw_only=True)
     unread: Mapping[int, str] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.time)
 
     def values(self) -> tuple[Ints, Floats, Floats, Floats, Floats, Floats]:
-        """All columns, in the order of `Candle`."""
+        """Open times, prices and volume, in the order of `Candle`."""
         return self.time, self.open, self.high, self.low, self.close, self.volume
 
     def take(self, rows: Flags | Ints | slice) -> Columns:
         """The rows that `rows` selects."""
+        flow = self.flow
         return Columns(
-            self.time[rows], self.open[rows], self.high[rows], self.low[rows], self.close[rows], self.volume[rows]
-        )
+            self.time[rows], self.open[rows], self.high[rows], self.low[rows], self.close[rows], self.volume[rows],
+            flow=None if flow is None else (flow[0][rows], flow[1][rows], flow[2][rows], flow[3][rows]),
+        )  # fmt: skip
+
+    def with_flow(self, flow: Flow | None) -> Columns:
+        """The same rows with another order flow."""
+        return Columns(*self.values(), flow=flow, unread=self.unread)
 
     def candle(self, row: int) -> Candle:
         """A row as a candle, without validation."""
-        time, *values = (column[row].item() for column in self.values())
-        return Candle(time, *values)
+        (candle,) = self.take(slice(row, row + 1)).candles()
+        return candle
 
     def candles(self) -> list[Candle]:
-        """All rows as candles, without validation."""
-        lists = (column.tolist() for column in self.values())
-        return list(map(_candle, zip(*lists, *[[None] * len(self)] * len(NO_FLOW), strict=True)))
+        """All rows as candles, without validation; the numbers of trades are whole."""
+        lists = [column.tolist() for column in self.values()]
+        if self.flow is None:
+            flow: list[list[float | None]] = [[None] * len(self)] * len(NO_FLOW)
+        else:
+            quote, trades, taker, taker_quote = self.flow
+            whole = np.where(np.isnan(trades), 0.0, trades).astype(np.int64)
+            flow = [
+                _with_none(values, column)
+                for values, column in ((quote, quote), (whole, trades), (taker, taker), (taker_quote, taker_quote))
+            ]
+        return list(map(_candle, zip(*lists, *flow, strict=True)))
+
+
+def _with_none(values: Floats | Ints, column: Floats) -> list[float | None]:
+    """The values as Python's numbers, None where `column` is NaN."""
+    missing = np.isnan(column)
+    numbers: list[float | None] = values.tolist()
+    if not missing.any():
+        return numbers
+    return [None if absent else value for value, absent in zip(numbers, missing.tolist(), strict=True)]
 
 
 def seconds(raw: Ints) -> Ints:
@@ -99,13 +140,16 @@ class TooManyRows(Exception):
 @dataclass(slots=True)
 class Judge:
     """Validates the rows of one series by the rules of `core.candle`, and deduplicates them. Of rows with the same time
-    the first counts; a later row with other values is bad.
+    the first counts; a later row with other values is bad. A row whose order flow alone is invalid is a good row
+    without order flow.
 
     timeframe: of the series.
     now: latest close of a candle, UTC seconds.
     rows, good, bad: numbers of rows so far.
     first, last: open times of the first and the last good row.
     examples: sentences about the first bad rows.
+    flow_left_out: number of rows whose order flow was left out.
+    flow_example: a sentence about the first of them.
     """
 
     timeframe: Timeframe
@@ -116,6 +160,8 @@ class Judge:
     first: int | None = None
     last: int | None = None
     examples: list[str] = field(default_factory=list)
+    flow_left_out: int = 0
+    flow_example: str = ""
     _newest: Candle | None = None
 
     def sound(self, batch: Columns) -> Columns:
@@ -177,6 +223,7 @@ class Judge:
         """The valid rows of the next batch, and their indexes in the file."""
         at = self.rows
         self.rows += len(batch)
+        batch = self._with_sound_flow(batch, at)
         fits = self._fits(batch)
         if fits.all():
             return batch, np.arange(at, at + len(batch))
@@ -184,6 +231,20 @@ class Judge:
             self._add_example(at + row, batch.unread.get(row) or self._why(batch.candle(row)))
         self.bad += int(np.count_nonzero(~fits))
         return batch.take(fits), np.flatnonzero(fits) + at
+
+    def _with_sound_flow(self, batch: Columns, at: int) -> Columns:
+        """The rows, without order flow that is invalid. `at`: index of the first row in the file."""
+        flow = batch.flow
+        if flow is None:
+            return batch
+        unsound = _unsound_flow(batch.volume, flow)
+        if unsound.any():
+            first = int(np.argmax(unsound))
+            self.flow_left_out += int(np.count_nonzero(unsound))
+            self.flow_example = self.flow_example or f"row {at + first + 1}: {_why_unsound(batch, first)}"
+            quote, trades, taker, taker_quote = (np.where(unsound, np.nan, column) for column in flow)
+            flow = quote, trades, taker, taker_quote
+        return batch.with_flow(flow)
 
     def _fits(self, batch: Columns) -> Flags:
         # NaN fails every comparison.
@@ -231,6 +292,9 @@ class Judge:
         # For each row, the index of the row with the same time that is kept.
         kept = np.maximum.accumulate(np.where(rises, np.arange(len(time)), 0))
         same = np.logical_and.reduce([column == column[kept] for column in batch.values()])
+        for column in batch.flow or ():
+            # A missing value contradicts none.
+            same &= (column == column[kept]) | np.isnan(column) | np.isnan(column[kept])
         wrong = np.flatnonzero(~same)
         self.bad += len(wrong)
         for row in wrong[:MAX_EXAMPLES].tolist():
@@ -243,6 +307,39 @@ class Judge:
     def _add_example(self, row: int, why: str) -> None:
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(f"row {row + 1}: {why}")
+
+
+def _unsound_flow(volume: Floats, flow: Flow) -> Flags:
+    """Rows whose order flow `core.candle` refuses. NaN fails every comparison."""
+    quote, trades, taker, taker_quote = flow
+    most = 1 + TAKER_TOLERANCE
+    unsound: Flags = (
+        (quote < 0.0) | (quote > MAX_VALUE)
+        | (trades < 0.0) | (trades > MAX_TRADES) | (trades > np.floor(trades))
+        | (taker < 0.0) | (taker > volume * most)
+        | (taker_quote < 0.0) | (taker_quote > np.where(np.isnan(quote), MAX_VALUE, quote * most))
+    )  # fmt: skip
+    return unsound
+
+
+def _why_unsound(batch: Columns, row: int) -> str:
+    """Why the order flow of a row is invalid."""
+    assert batch.flow is not None
+    quote, trades, taker, taker_quote = (float(column[row]) for column in batch.flow)
+    for name, value in zip(Candle._fields[OHLCV:], (quote, trades, taker, taker_quote), strict=True):
+        if np.isinf(value):
+            return f"{name} is no number"
+    if trades > np.floor(trades):
+        return f"trades {trades} is no whole number"
+    whole = None if np.isnan(trades) else int(trades)
+    flow = [None if np.isnan(value) else value for value in (quote, taker, taker_quote)]
+    # Prices play no part.
+    candle = Candle(0, 1.0, 1.0, 1.0, 1.0, float(batch.volume[row]), flow[0], whole, flow[1], flow[2])
+    try:
+        check_values(candle)
+    except BadCandle as error:
+        return error.reason
+    raise AssertionError(f"the order flow of {candle} is valid, and was taken for bad")
 
 
 def _on_grid(time: Ints, timeframe: Timeframe) -> Flags:
@@ -284,13 +381,20 @@ def joined(parts: Sequence[Columns]) -> Columns:
     if len(parts) == 1:
         return parts[0]
     time = np.concatenate([part.time for part in parts])
-    return Columns(
-        time, *(np.concatenate(values) for values in zip(*(part.values()[1:] for part in parts), strict=True))
-    )
+    values = (np.concatenate(values) for values in zip(*(part.values()[1:] for part in parts), strict=True))
+    if all(part.flow is None for part in parts):
+        return Columns(time, *values)
+    flows = (part.flow or (np.full(len(part), np.nan),) * len(NO_FLOW) for part in parts)
+    quote, trades, taker, taker_quote = (np.concatenate(column) for column in zip(*flows, strict=True))
+    return Columns(time, *values, flow=(quote, trades, taker, taker_quote))
 
 
 def columns(candles: Sequence[Candle]) -> Columns:
     """Candles as columns."""
-    values = np.array([candle.ohlcv[1:] for candle in candles], np.float64).reshape(len(candles), 5)
+    # None becomes NaN.
+    values = np.array([candle[1:] for candle in candles], np.float64).reshape(len(candles), len(Candle._fields) - 1).T
     time = np.array([candle.time for candle in candles], np.int64)
-    return Columns(time, values[:, 0], values[:, 1], values[:, 2], values[:, 3], values[:, 4])
+    open_, high, low, close, volume, quote, trades, taker, taker_quote = values
+    flow = (quote, trades, taker, taker_quote)
+    has_flow = any(candle.flow != NO_FLOW for candle in candles)
+    return Columns(time, open_, high, low, close, volume, flow=flow if has_flow else None)

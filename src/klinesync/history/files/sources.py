@@ -440,6 +440,9 @@ class _Reading:
             refuse(error)
         finally:
             candles.close()
+        if (flows := self._judge.flow_left_out) > 0:
+            text = f"{self._path}: {flows} candles of {self._series} have no order flow; {self._judge.flow_example}"
+            _warn(self._logged, self._path, text)
         if (bad := self._judge.bad) > 0:
             text = f"{self._path}: {bad} bad rows of {self._series} are left out; {self._judge.examples[0]}"
             _warn(self._logged, self._path, text)
