@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import pytest
 
@@ -15,6 +15,32 @@ from klinesync.pipelines.submissions import Empty
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 NOW_S = 60 * 1000 + AUDIT_AGE_S
+Submit = Callable[[SeriesId, Sequence[Candle], str, Empty], Awaitable[Applied]]
+
+
+async def audited(pages: Sequence[HistoryPage], submit: Submit) -> Audit:
+    """An audit of a series that is stored from 0 on, over these pages of the exchange."""
+
+    async def history(
+        series: SeriesId, start: int, errand: Errand, end: int | None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        for page in pages:
+            yield page
+
+    async def stored_span(_: SeriesId) -> Span | None:
+        return Span(0, 60 * 2000)
+
+    audit = Audit(
+        history,
+        series=lambda: [BTC],
+        stored=stored_span,
+        not_streamed_since=lambda _, candles, __: candles,
+        submit=submit,
+        now_ms=lambda _: NOW_S * 1000,
+        interval_s=1.0,
+    )
+    await audit.audit(BTC)
+    return audit
 
 
 async def look_at(stored: Span | None) -> list[tuple[int, int | None]]:
@@ -61,3 +87,20 @@ async def test_the_audit_compares_the_newest_stored_candles_that_are_old_enough(
     stored: Span | None, asked: list[tuple[int, int | None]]
 ) -> None:
     assert await look_at(stored) == asked
+
+
+async def test_order_flow_that_the_audit_fills_in_is_no_revision(caplog: pytest.LogCaptureFixture) -> None:
+    candles = [Candle(60 * at, 1.0, 2.0, 0.5, 1.5, 10.0, 15.0, 3, 5.0, 7.5) for at in (990, 991, 992)]
+    some = frozenset([60 * 990, 60 * 992])
+
+    async def submit(series: SeriesId, candles: Sequence[Candle], name: str, empty: Empty) -> Applied:
+        revised = frozenset(candle.time for candle in candles if candle.time not in some)
+        return Applied(series, tuple(candles), revised, rounded=some, enriched=some)
+
+    audit = await audited([HistoryPage(candles, [])], submit)
+    assert (audit.revised, audit.enriched) == (1, 2)
+    assert "1 candle" in caplog.text
+    caplog.clear()
+    audit = await audited([HistoryPage([candles[0], candles[2]], [])], submit)
+    assert (audit.revised, audit.enriched) == (0, 2)
+    assert caplog.text == ""

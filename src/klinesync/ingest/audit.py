@@ -2,7 +2,7 @@
 
 Stored values may differ from those of the exchange: a stream may have sent other final values, a revision may have been
 missed while disconnected, and REST may have shown a row before it was final. Candles that differ are written as
-revisions.
+revisions. Order flow that a stored candle lacks is written too, which is no revision.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Audit:
         self._audited_s: dict[SeriesId, float] = {}
         self.audits = 0  # finished audits
         self.revised = 0  # candles that they revised
+        self.enriched = 0  # candles whose missing order flow they filled in
 
     async def run(self) -> None:
         """Audit until cancelled."""
@@ -113,8 +114,10 @@ class Audit:
         """Write the candles of a page that the stream has not sent since `old_ms`; other values make a revision."""
         candles = self._not_streamed_since(series, page.candles, old_ms)
         applied = await self._submit(series, candles, "audit", Empty(page.empty, page.proof))
-        if applied.candles:
-            self.revised += len(applied.candles)
-            times = ", ".join(date_text(candle.time) for candle in applied.candles[:5])
-            revised = counted(len(applied.candles), "candle")
+        self.enriched += len(applied.enriched)
+        candles = [candle for candle in applied.candles if candle.time not in applied.enriched]
+        if candles:
+            self.revised += len(candles)
+            times = ", ".join(date_text(candle.time) for candle in candles[:5])
+            revised = counted(len(candles), "candle")
             log.warning("audit.revised", "the audit found other values of %s: %s", revised, times, series=series)

@@ -92,6 +92,7 @@ class Questioner:
             self.questions.answered(series, span, changed, self._monotonic())
 
     async def _write(self, series: SeriesId, changed: set[int], page: HistoryPage) -> None:
-        """Write the rows, and add the open times of candles whose stored values changed to `changed`."""
+        """Write the rows, and add the open times of candles whose stored values changed to `changed`. Order flow that
+        was missing decides nothing: REST may still lag behind the frame."""
         applied = await self._submit(series, page.candles, REST)
-        changed.update(candle.time for candle in applied.candles)
+        changed.update(candle.time for candle in applied.candles if candle.time not in applied.enriched)
