@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from random import SystemRandom
 from typing import Any
 
@@ -65,7 +65,8 @@ FEW_SEEDS = 40
 @dataclass(frozen=True)
 class Break:
     """A defect in the service, and what the checkers are to say of it (a pattern). `faults` and `scenario` are what
-    shows it best; nobody repairs it where `bare`."""
+    shows it best; nobody repairs it where `bare`. `seed` is tried first: the seed that has
+    shown the defect soonest."""
 
     name: str
     make: Callable[[pytest.MonkeyPatch], None]
@@ -73,11 +74,13 @@ class Break:
     faults: Mapping[str, Any] = field(default_factory=dict)
     scenario: Mapping[str, Any] = field(default_factory=dict)
     bare: bool = False
+    seed: int = 0
 
     def drawn(self) -> Iterator[Scenario]:
         """Few scenarios with these faults. A speed is looked for, as so much depends on it."""
         speed = self.scenario.get("speed")
-        drawn = (one for one in map(draw_scenario, range(100)) if speed in (None, one.speed))
+        seeds = chain((self.seed,), (seed for seed in range(100) if seed != self.seed))
+        drawn = (one for one in map(draw_scenario, seeds) if speed in (None, one.speed))
         for one in islice(drawn, FEW_SEEDS):
             yield replace(one, **self.scenario, faults=replace(one.faults, **self.faults))
 
@@ -506,12 +509,13 @@ NO_AUDIT = {"audit_interval_s": 0.0}
 
 BREAKS = (
     Break("published before the commit", publish_before_commit, "shown before it is stored"),
-    Break("published though the commit failed", publish_what_was_not_committed, "shown before it is stored"),
+    Break("published though the commit failed", publish_what_was_not_committed, "shown before it is stored", seed=9),
     Break(
         "a batch lost on a disk error",
         lose_a_batch_on_a_disk_error,
         "is missing|not in the ledger|the head is|not stored",
         {"disk_full": 0.9},
+        seed=2,
     ),
     Break(
         "a failed write never repeated",
@@ -525,17 +529,23 @@ BREAKS = (
         "is missing|never shown|is at|is not behind|undeclared|should not",
         bare=True,
     ),
-    Break("live is not held", forget_what_is_held, "never shown|undeclared|gap|is at|is missing|not stored", bare=True),
-    Break("spliced without hold", splice_without_hold, "never shown|is missing|is not behind|gap|ahead of"),
+    Break(
+        "live is not held",
+        forget_what_is_held,
+        "never shown|undeclared|gap|is at|is missing|not stored",
+        bare=True,
+        seed=4,
+    ),
+    Break("spliced without hold", splice_without_hold, "never shown|is missing|is not behind|gap|ahead of", seed=2),
     Break("a jump swallowed", swallow_a_jump, "undeclared jump"),
     Break("a jump too long declared", invent_a_jump, "gap from|gap .* to"),
     Break("forming stored", store_forming, "never called it final"),
     Break("an open REST row taken as closed", take_the_open_row_as_closed, "never called it final"),
     Break("revisions ignored", ignore_revisions, "is the truth|is missing", {"revise": 0.06}, bare=True),
-    Break("a revision reverted", let_an_older_frame_revert_a_revision, "is the truth|never called it final"),
+    Break("a revision reverted", let_an_older_frame_revert_a_revision, "is the truth|never called it final", seed=3),
     Break("revisions not marked", do_not_mark_revisions, "is not behind"),
     Break("published twice", publish_a_repeat, "is not behind"),
-    Break("sent again after the catch-up", send_what_was_caught_up_again, "is not behind|ahead of|undeclared"),
+    Break("sent again after the catch-up", send_what_was_caught_up_again, "is not behind|ahead of|undeclared", seed=8),
     Break("caught up from one too late", catch_up_from_one_too_late, "never shown|undeclared|gap"),
     Break("truncated without need", truncate_what_need_not_be, "truncated"),
     Break(
