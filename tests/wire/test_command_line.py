@@ -85,6 +85,12 @@ def test_help_of_the_program_names_every_command_and_imports_none() -> None:
     assert not {"pydantic", "numpy", "fastapi", "aiohttp", "asyncio", "rich"} & set(done.stderr.split())
 
 
+def test_what_asks_a_running_service_loads_no_library_of_files_or_numbers() -> None:
+    look = "import sys, klinesync.cli.service_client; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"numpy", "pyarrow", "talib", "fastapi"} & set(loaded.stdout.split())
+
+
 # --- usage errors
 
 
