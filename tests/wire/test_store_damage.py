@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from math import sin
 from pathlib import Path
 
 import apsw
@@ -22,6 +23,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.market_data import store_scrub
 from klinesync.storage import damage
 from klinesync.storage.candles import CandleStore
+from klinesync.storage.chunks import first_time
 from klinesync.storage.damage import Damage, Kept
 from klinesync.storage.memory import Memory
 from klinesync.storage.records import Origin
@@ -39,8 +41,10 @@ PAGE_BYTES = 4096
 
 
 def candle(number: int, more: float = 0.0) -> Candle:
-    high = 2.0 + number / 1000 + abs(number % 60 - 30) + more  # no two alike, with pivots
-    return Candle(START + number * 60, 1.0, high, 0.5, 1.5, 1.0)
+    """No two alike, with pivots, and of values that hardly compress: a chunk takes several pages."""
+    noise = [abs(sin(number + 0.1 * column)) for column in range(5)]
+    high = 2.0 + number / 1000 + abs(number % 60 - 30) + more + noise[0]
+    return Candle(START + number * 60, 1.0 + noise[1], high, 0.5 + noise[2] / 2, 1.5 + noise[3] / 2, noise[4])
 
 
 @pytest.fixture
@@ -68,9 +72,7 @@ def spoil(store: Path, statement: str, which: int = 2) -> tuple[int, int]:
     ).get
     connection.execute(statement, {"id": chunk_id})
     connection.close()
-    count = len(packed) // 48
-    times = [int.from_bytes(packed[at * 8 : at * 8 + 8], "little") for at in range(count)]
-    return times[0], times[-1]
+    return first_time(packed), int.from_bytes(packed[8:16], "little")
 
 
 def put_back(store: CandleStore, chunks: Sequence[tuple[object, ...]]) -> None:
@@ -322,7 +324,7 @@ async def test_whatever_table_is_damaged_the_status_is_red_the_log_is_short_and_
         status, found = await service.get("/api/market/candles", series_id=str(BTC), limit=5000)
         assert status in (200, 503)
         if acknowledged and status == 200:
-            assert {tuple(row) for row in acknowledged} <= {tuple(row.values()) for row in found["candles"]}  # type: ignore[attr-defined]
+            assert {row.ohlcv for row in acknowledged} <= {tuple(row.values()) for row in found["candles"]}  # type: ignore[attr-defined]
         elif acknowledged:
             assert set(acknowledged) <= set(without_names(store))
         async with asyncio.timeout(60):
@@ -442,14 +444,14 @@ def cut_page(store: Path, which: int = 2) -> tuple[int, int]:
     connection = apsw.Connection(str(store))
     first, last = spoil(store, "SELECT :id", which)
     packed = connection.execute(
-        "SELECT candles FROM candle_chunk WHERE substr(candles, 1, 8) = ? ORDER BY chunk_id",
-        (first.to_bytes(8, "little"),),
+        "SELECT candles FROM candle_chunk WHERE substr(candles, 1, 7) = ? ORDER BY chunk_id",
+        (first.to_bytes(7, "little"),),
     ).get
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     connection.close()
     assert isinstance(packed, bytes)
     raw = bytearray(store.read_bytes())
-    middle = raw.find(packed[5000:5200])
+    middle = raw.find(packed[-PAGE_BYTES - 300 : -PAGE_BYTES - 100])  # in the last page but one of the chain
     assert middle > 0
     at = middle // PAGE_BYTES * PAGE_BYTES
     raw[at : at + 4] = (1 << 30).to_bytes(4)  # the number of the next page of the chain
