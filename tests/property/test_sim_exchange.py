@@ -7,11 +7,17 @@ from math import isclose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klinesync.core.timeframe import Timeframe
+from klinesync.core.candle import ROUNDING, Candle, agree, check_candle
+from klinesync.core.derived import fold
+from klinesync.core.timeframe import DAY_S, Timeframe
+from klinesync.exchanges.binance.decode import decode_klines
+from klinesync.sim import tape as tapes
 from klinesync.sim.exchange import Grid, Listing
+from klinesync.sim.generator import generated_tapes
 from klinesync.sim.recorded import RecordedTape
 from klinesync.sim.symbol import Symbol
-from klinesync.sim.tape import Market, Row, fold, join, rows_of
+from klinesync.sim.tape import Market, Row, join, rows_of
+from klinesync.sim.wire import kline_rows
 from support.thorough import examples
 
 FIRST_S = 1_780_012_800 + 7 * 60
@@ -107,7 +113,7 @@ def test_klines_answers_the_oldest_from_the_start_on_or_else_the_newest_up_to_th
 @given(minutes(), GRIDS)
 def test_a_folded_candle_does_not_depend_on_how_its_minutes_were_added_up(rows: list[Row], grid: Grid) -> None:
     columns = rows_of(rows)
-    folded = fold(columns, grid.floors(columns.time)).rows()
+    folded = tapes.fold(columns, grid.floors(columns.time)).rows()
     joined: dict[int, Row] = {}
     for row in rows:
         open_s = grid.floor(row.time)
@@ -136,3 +142,29 @@ def test_the_day_is_what_was_traded_from_an_hour_on_until_now(rows: list[Row], a
     else:
         assert day is not None
         assert alike(day._replace(time=0), total._replace(time=0))
+
+
+@settings(max_examples=examples(30), deadline=None)
+@given(st.sampled_from(("spot", "futures")), st.integers(0, 30), st.integers(0, 10**6))
+def test_minutes_of_rest_roll_up_to_its_own_longer_candles_in_all_nine_values(
+    market: Market, rank: int, seed: int
+) -> None:
+    symbol, tape = generated_tapes(market, rank + 1, seed, FIRST_S - FIRST_S % DAY_S)[rank]
+    listing = Listing(symbol, tape, seed)
+    start_s = FIRST_S - FIRST_S % DAY_S + DAY_S
+    end_s, now_ms = start_s + 6 * 3600, (start_s + DAY_S) * 1000
+
+    def answered(code: str) -> list[Candle]:
+        grid = Grid(Timeframe.parse(code))
+        answer = decode_klines(kline_rows(listing, grid, listing.candles(grid, start_s, end_s, now_ms)))
+        assert not answer.flow_left_out.count
+        return [check_candle(Candle(row[0] // 1000, *row[1:]), grid.timeframe) for row in answer.rows]
+
+    parts = answered("1m")
+    assert all(None not in candle for candle in parts)
+    for code in ("5m", "15m", "1h"):
+        parts, own = fold(Timeframe.parse(code), parts), answered(code)
+        assert [(one.time, *one[1:5], one.trades) for one in parts] == [
+            (one.time, *one[1:5], one.trades) for one in own
+        ]
+        assert all(agree(one, other, ROUNDING) for one, other in zip(parts, own, strict=True))
