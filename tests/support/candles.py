@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from klinesync.core.candle import Candle
+from klinesync.sim.tape import Row
 
 Flow = tuple[float | None, int | None, float | None, float | None]
 # Order flow that a source tells wholly, in part, or not at all.
@@ -28,3 +29,14 @@ def of_row(cells: Sequence[str | int]) -> Candle:
     return ohlcv(int(cells[0]) // 1000, values[1:6])._replace(
         quote_volume=values[7], trades=int(cells[8]), taker_buy_volume=values[9], taker_buy_quote_volume=values[10]
     )
+
+
+def of_minute(row: Row) -> Candle:
+    """The candle of the simulated exchange's minute, with all nine values."""
+    values = (row.open, row.high, row.low, row.close, row.volume, row.quote)
+    return Candle(row.time, *values, row.trades, row.taker_volume, row.taker_quote)
+
+
+def bare(candles: Iterable[Candle]) -> list[Candle]:
+    """The candles without order flow."""
+    return [Candle(*candle.ohlcv) for candle in candles]

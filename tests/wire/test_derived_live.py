@@ -19,6 +19,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.sim.exchange import Grid
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite import SqliteDatabase
+from support.candles import bare, of_minute
 from support.derived_candles import roll_up
 from support.running_service import Service, running_service
 
@@ -33,7 +34,7 @@ ROLLED = {"derived_native_candles": "0"}
 def minutes(exchange: SimServer, start: int, end: int) -> list[Candle]:
     """The traded candles in `[start, end)` with their final values."""
     rows = (exchange.exchange.spot["BTCUSDT"].minute(time) for time in range(start, end, 60))
-    return [Candle(row.time, row.open, row.high, row.low, row.close, row.volume) for row in rows if row is not None]
+    return [of_minute(row) for row in rows if row is not None]
 
 
 def truth(exchange: SimServer, timeframe: Timeframe, start: int, end: int) -> list[Candle]:
@@ -77,7 +78,7 @@ def check_stream(exchange: SimServer, timeframe: Timeframe, seen: Sequence[Updat
     """Closed candles are correct, each once, in order, none missing; forming candles led up to them."""
     candles = closed(seen)
     end = timeframe.next(candles[-1].time)
-    assert candles == truth(exchange, timeframe, candles[0].time, end)
+    assert candles == bare(truth(exchange, timeframe, candles[0].time, end))
     assert not any(update.revised for update in seen if isinstance(update, ClosedCandle))
     newest = candles[0].time - 1
     shown: dict[int, list[Candle]] = {}
@@ -181,7 +182,7 @@ async def test_a_derived_series_on_the_whitelist_has_its_base_followed(tmp_path:
     ):
         seen = await until_closed(updates, 405)  # two thousand minutes of history, and what comes live
         candles = closed(seen)
-        assert candles == truth(exchange, FIVE, candles[0].time, candles[-1].time + 300)
+        assert candles == bare(truth(exchange, FIVE, candles[0].time, candles[-1].time + 300))
         status, listed = await service.get("/api/market/whitelist")
         assert (status, listed["series_ids"]) == (200, [str(BTC_FIVE)])
         status, page = await service.get("/api/market/candles", series_id=str(BTC), limit=10)
@@ -272,5 +273,5 @@ async def test_a_correction_reaches_followers_of_the_base_and_of_what_is_derived
         async with SqliteDatabase(store) as database:
             revisions = await database.read(lambda rows: rows.revisions(BTC))
         assert [(revision.was, revision.source) for revision in revisions] == [
-            (was, "http"), (corrected, "http"), (was, "http"),
+            (was, "http"), (corrected, "http"), (*bare([was]), "http"),
         ]  # fmt: skip

@@ -32,6 +32,7 @@ from klinesync.sim.faults import Outage
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from klinesync.storage.sqlite import SqliteDatabase
+from support.candles import of_minute
 from support.derived_candles import roll_up
 
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -60,7 +61,7 @@ class Exchange(SimServer):
         """The traded candles."""
         listings = self.exchange.spot if series.market == "spot" else self.exchange.futures
         rows = (listings["BTCUSDT"].minute(time) for time in range(first, end, 60))
-        return [Candle(row.time, row.open, row.high, row.low, row.close, row.volume) for row in rows if row]
+        return [of_minute(row) for row in rows if row]
 
 
 @asynccontextmanager
