@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from klinesync.client import SeriesId, Slices, Snapshot, to_pandas
-from klinesync.client.tables import CANDLE, POINT
+from klinesync.client.tables import CANDLE, FULL_CANDLE, POINT
 
 FIRST = 1_700_000_040
 INDEX = pd.DatetimeIndex(["2023-11-14 22:14:00", "2023-11-14 22:15:00"], tz="UTC")
@@ -20,6 +20,22 @@ def test_candles_become_a_frame_by_time_with_every_bit() -> None:
     assert frame.index.name == "time"
     assert frame["close"].tolist() == [0.1 + 0.2, 2.0]
     assert to_pandas(candles[:0]).empty
+
+
+def test_order_flow_becomes_columns_and_trades_nullable_whole_numbers() -> None:
+    nan = float("nan")
+    told, silent = (15.0, 3.0, 4.0, nan), (nan, nan, nan, nan)
+    candles = np.array(
+        [(FIRST, 1.0, 2.0, 0.5, 1.5, 7.0, *told), (FIRST + 60, 1.5, 2.5, 1.0, 2.0, 0.0, *silent)], FULL_CANDLE
+    )
+    frame = to_pandas(candles)
+    assert list(frame.columns)[5:] == ["quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume"]
+    assert frame["trades"].dtype == "Int64"
+    assert frame["trades"].isna().tolist() == [False, True]
+    assert frame["trades"].iloc[0] == 3
+    assert frame["quote_volume"].isna().tolist() == [False, True]
+    assert frame["taker_buy_quote_volume"].isna().all()
+    assert str(to_pandas(candles[:0])["trades"].dtype) == "Int64"
 
 
 def test_indicators_join_their_candles() -> None:

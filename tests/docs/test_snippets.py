@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from klinesync.cli.program import parser
@@ -124,8 +125,11 @@ def test_a_token_reaches_the_programs_that_need_it(block: str) -> None:
 
 
 async def test_the_programs_of_the_page_on_strategies_run(tmp_path: Path) -> None:
-    program, reading, _ = blocks(ROOT / "docs/how-to/strategy.md", "python")
-    candles = [Candle(START + 60 * at, 1.0, 2.0, 0.5, 1.0 + at % 7 / 10, float(at)) for at in range(300)]
+    program, reading, flow, _ = blocks(ROOT / "docs/how-to/strategy.md", "python")
+    candles = [
+        Candle(START + 60 * at, 1.0, 2.0, 0.5, 1.0 + at % 7 / 10, float(at), taker_buy_volume=float(at))
+        for at in range(300)
+    ]
     # Old candles, and so none is missed behind the page's `since`.
     decided: list[tuple[Candle, Any]] = []
 
@@ -149,10 +153,13 @@ async def test_the_programs_of_the_page_on_strategies_run(tmp_path: Path) -> Non
                 exec(compile(program, "strategy.md", "exec"), names)
             names["slices"] = decided[-1][1]
             exec(compile(reading, "strategy.md", "exec"), names)
+            names["series"] = SERIES
+            exec(compile(flow.replace("2026-11-01", "2020-01-01"), "strategy.md", "exec"), names)
+            assert names["delta"].tolist() == np.cumsum([candle.volume for candle in candles]).tolist()
             names["service"].close()
 
         await asyncio.to_thread(run)
-    assert [candle for candle, _ in decided] == candles[100:]
+    assert [candle.ohlcv for candle, _ in decided] == [candle.ohlcv for candle in candles[100:]]
 
 
 async def test_the_way_back_to_a_backup_is_the_one_that_is_described(tmp_path: Path) -> None:

@@ -320,6 +320,16 @@ def test_the_sparkline_runs_from_the_oldest_to_the_newest() -> None:
     assert "▁" not in "".join(text.plain for text in board.lines(100, 40, NOW, ascii_only=True))
 
 
+def test_candles_in_json_have_their_order_flow_only_with_full() -> None:
+    candle = Candle(60, 1.0, 2.0, 0.5, 1.5, 10.0, 15.0, 3)
+    for update in (closed(candle), forming(candle)):
+        short, full = (json.loads(as_json(update, full=full)) for full in (False, True))
+        assert json.loads(as_json(update)) == short
+        assert not {"quote_volume", "trades"} & short.keys()
+        flow = {"quote_volume": 15.0, "trades": 3, "taker_buy_volume": None, "taker_buy_quote_volume": None}
+        assert full == short | flow
+
+
 def test_json_lines_are_ascii_whatever_a_message_says() -> None:
     told = as_json(system("stream.stale", "\x1b[2J\u202e\u2028", {"of": "日本", "count": 10**40}))
     assert told.isascii()

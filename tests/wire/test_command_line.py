@@ -104,6 +104,7 @@ def test_what_asks_a_running_service_loads_no_library_of_files_or_numbers() -> N
         (["backup", "a", "b"], "klinesync backup: 'b' is an unexpected argument"),
         (["export", "binance:spot:BTC/USDT:1m", "--format", "xls", "--output", "x"], "klinesync export: --format:"),
         (["backfill", "BTCUSDT", "--from", "2025-01-01"], "klinesync backfill: SERIES_ID: series_id 'BTCUSDT'"),
+        (["watch", "binance:spot:BTC/USDT:1m", "--full"], "klinesync watch: --full belongs to --json"),
         (["watch", "BTCUSDT"], "klinesync watch: SERIES_ID: series_id 'BTCUSDT'"),
         (["verify", "BTCUSDT"], "klinesync verify: SERIES_ID: series_id 'BTCUSDT'"),
         (["serve", "--port", "x"], "klinesync serve: flag port: 'x' from the command line (--port)"),

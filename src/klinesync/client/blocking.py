@@ -68,6 +68,7 @@ class Klinesync:
         since: Time | None = None,
         before: Time | None = None,
         limit: int = DEFAULT_CANDLES,
+        full: bool = False,
     ) -> Table:
         """Closed candles, ascending; the newest ones without `since` and `before`.
 
@@ -75,22 +76,25 @@ class Klinesync:
         since: the oldest candles that open after this time
         before: the newest candles that open before this time; not together with `since`
         limit: most candles, 1 to 5000, 500 by default
+        full: whether candles have their order flow; False by default
 
-        Returns a structured numpy array with the fields `candle_time`, `open`, `high`, `low`, `close`, `volume`. Raises
-        `ServiceError`, `BadTime`.
+        Returns a structured numpy array with the fields `candle_time`, `open`, `high`, `low`, `close`, `volume`; when
+        `full`, also `quote_volume`, `trades`, `taker_buy_volume` and `taker_buy_quote_volume`, NaN where the source
+        does not tell. Raises `ServiceError`, `BadTime`.
         """
-        return self._worker.run(self._service.candles(series, since=since, before=before, limit=limit))
+        return self._worker.run(self._service.candles(series, since=since, before=before, limit=limit, full=full))
 
-    def history(self, series: SeriesId | str, start: Time, end: Time | None = None) -> Table:
+    def history(self, series: SeriesId | str, start: Time, end: Time | None = None, *, full: bool = False) -> Table:
         """All stored candles of a span, read page by page.
 
         series: the series
         start: the first open time
         end: open times before this one; None: up to the newest candle
+        full: whether candles have their order flow; False by default
 
         Returns an array as `candles` does. Raises `ServiceError`, `BadTime`.
         """
-        return self._worker.run(self._service.history(series, start, end))
+        return self._worker.run(self._service.history(series, start, end, full=full))
 
     def slices(self, series: SeriesId | str, at_time: Time | None = None, *, window: int = 1) -> Slices:
         """The values of all factors when a candle closed.
@@ -156,6 +160,7 @@ class Klinesync:
         *,
         factors: bool = False,
         what: Collection[What] = EVERYTHING,
+        full: bool = False,
     ) -> Generator[Update]:
         """Updates of a series, or of several, without end: history after `since`, then live, over reconnects. Ends with
         the loop over the updates, or with `close`.
@@ -169,6 +174,7 @@ class Klinesync:
         factors: whether each `ClosedCandle` has the `slices` of that very candle; False by default. Lagging
             factors delay the candle; after 5 seconds a `System` update `factor.lagging` says so
         what: the kinds of candles to deliver: `closed`, `forming`, `corrections`; all of them by default
+        full: whether candles have their order flow, None where the source does not tell; False by default: always None
 
         Raises `ServiceError` when the service refuses, `BadSeriesId`, `BadTime`.
         """
@@ -177,7 +183,7 @@ class Klinesync:
 
         async def pump() -> None:
             try:
-                async with aclosing(service.follow(series, since, factors=factors, what=what)) as updates:
+                async with aclosing(service.follow(series, since, factors=factors, what=what, full=full)) as updates:
                     async for update in updates:
                         await waiting.put(update)
             except Exception as error:  # noqa: BLE001  # raised where the updates are read

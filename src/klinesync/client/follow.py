@@ -57,6 +57,7 @@ async def follow(
     since: int | None = None,
     *,
     what: Collection[What] = EVERYTHING,
+    full: bool = False,
     wait_out_refusals: bool = False,
 ) -> AsyncGenerator[Update]:
     """Updates of one series, without end. After a disconnect the follower reconnects, and resumes after the newest
@@ -67,13 +68,14 @@ async def follow(
     since: open time in UTC seconds, exclusive; neither older candles nor their corrections are delivered. A time in the
         future counts as the service's newest candle. None: live only
     what: the kinds of candles to deliver: `closed`, `forming`, `corrections`; all of them by default
+    full: whether candles have their order flow; False by default
     wait_out_refusals: whether temporary refusals (`TEMPORARY_REFUSALS`) are a `Disconnected` and are retried; False by
         default
 
     Raises `ServiceError` when the service refuses the subscription, or breaks the protocol; `BadUrl`.
     """
     url = service_url(url)
-    progress = Progress(series, since, what)
+    progress = Progress(series, since, what, full=full)
     failures, rng = 0, random.Random()  # noqa: S311  # jitter
     async with open_session(ANSWER_TIMEOUT_S) as session:
         while True:
@@ -148,6 +150,8 @@ async def _pages(
     frame, since, expected = series.timeframe, first - 1, first
     while True:
         params = {"series_id": str(series), "since": str(since), "limit": str(PAGE_CANDLES)}
+        if progress.full:
+            params["fields"] = "full"
         status, body = await get(session, f"{url}/api/market/candles", params)
         if status != 200:
             raise _page_refused(status, body)

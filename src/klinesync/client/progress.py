@@ -37,13 +37,17 @@ class Progress:
     series: the series
     since: open time in UTC seconds, exclusive; None: live only
     what: the kinds of candles to deliver; all of them by default
+    full: whether candles have their order flow; False by default
     """
 
-    __slots__ = ("_acknowledged", "_caught_up", "_delivered", "_floor", "_head", "series", "what")
+    __slots__ = ("_acknowledged", "_caught_up", "_delivered", "_floor", "_head", "full", "series", "what")
 
-    def __init__(self, series: SeriesId, since: int | None, what: Collection[What] = EVERYTHING) -> None:
+    def __init__(
+        self, series: SeriesId, since: int | None, what: Collection[What] = EVERYTHING, *, full: bool = False
+    ) -> None:
         self.series = series
         self.what = frozenset(what)
+        self.full = full
         self._floor = since  # candles up to this open time are never delivered
         self._delivered: int | None = None  # the newest delivered open time
         self._head: int | None = None  # the newest stored open time when this connection subscribed
@@ -67,6 +71,8 @@ class Progress:
         }
         if self.what != set(EVERYTHING):
             message["what"] = [kind for kind in EVERYTHING if kind in self.what]
+        if self.full:
+            message["fields"] = "full"
         return message
 
     def ahead(self, message: SubscribedMessage) -> bool:

@@ -85,6 +85,7 @@ class AsyncKlinesync:
         since: Time | None = None,
         before: Time | None = None,
         limit: int = DEFAULT_CANDLES,
+        full: bool = False,
     ) -> Table:
         """Closed candles, ascending; the newest ones without `since` and `before`.
 
@@ -92,26 +93,40 @@ class AsyncKlinesync:
         since: the oldest candles that open after this time
         before: the newest candles that open before this time; not together with `since`
         limit: most candles, 1 to 5000, 500 by default
+        full: whether candles have their order flow; False by default
 
-        Returns a structured array of `tables.CANDLE`. Raises `ServiceError`, `BadTime`.
+        Returns a structured array of `tables.CANDLE`; when `full`, of `tables.FULL_CANDLE`. Raises
+        `ServiceError`, `BadTime`.
         """
-        query = {"series_id": series, "since": _seconds(since), "before": _seconds(before), "limit": limit}
-        return await self._get("/api/market/candles", query, tables.WirePage, tables.WirePage.table)
+        query: dict[str, object] = {
+            "series_id": series,
+            "since": _seconds(since),
+            "before": _seconds(before),
+            "limit": limit,
+        }
+        table = tables.WirePage.table
+        if full:
+            query["fields"], table = "full", tables.WirePage.full_table
+        return await self._get("/api/market/candles", query, tables.WirePage, table)
 
-    async def history(self, series: SeriesId | str, start: Time, end: Time | None = None) -> Table:
+    async def history(
+        self, series: SeriesId | str, start: Time, end: Time | None = None, *, full: bool = False
+    ) -> Table:
         """All stored candles of a span, read page by page.
 
         series: the series
         start: the first open time
         end: open times before this one; None: up to the newest candle
+        full: whether candles have their order flow; False by default
 
-        Returns a structured array of `tables.CANDLE`. Raises `ServiceError`, `BadTime`.
+        Returns a structured array of `tables.CANDLE`; when `full`, of `tables.FULL_CANDLE`. Raises
+        `ServiceError`, `BadTime`.
         """
-        pages = [np.empty(0, tables.CANDLE)]
+        pages = [np.empty(0, tables.FULL_CANDLE if full else tables.CANDLE)]
         until = _seconds(end)
         since = max(unix_seconds(start) - 1, 0)  # exclusive
         while True:
-            page = await self.candles(series, since=since, limit=PAGE_CANDLES)
+            page = await self.candles(series, since=since, limit=PAGE_CANDLES, full=full)
             pages.append(page if until is None else page[page["candle_time"] < until])
             if len(page) < PAGE_CANDLES or len(pages[-1]) < len(page):
                 return np.concatenate(pages)
@@ -198,6 +213,7 @@ class AsyncKlinesync:
         *,
         factors: bool = False,
         what: Collection[What] = EVERYTHING,
+        full: bool = False,
     ) -> AsyncGenerator[Update]:
         """Updates of a series, or of several, without end: history after `since`, then live, over reconnects.
 
@@ -210,6 +226,7 @@ class AsyncKlinesync:
         factors: whether each `ClosedCandle` has the `slices` of that very candle; False by default. Lagging
             factors delay the candle; after 5 seconds a `System` update `factor.lagging` says so
         what: the kinds of candles to deliver: `closed`, `forming`, `corrections`; all of them by default
+        full: whether candles have their order flow, None where the source does not tell; False by default: always None
 
         Raises `ServiceError` when the service refuses, `BadSeriesId`, `BadTime`, `Rejected`.
         """
@@ -224,15 +241,15 @@ class AsyncKlinesync:
         if unknown or isinstance(what, str):
             raise Rejected(f"follow knows no {unknown or what!r}; `what` is a list of {', '.join(EVERYTHING)}")
         after = _seconds(since)
-        sources = {source: self._follow(source, after, what, factors=factors) for source in followed}
+        sources = {source: self._follow(source, after, what, factors=factors, full=full) for source in followed}
         async with aclosing(sources[followed[0]] if len(followed) == 1 else merged(sources)) as updates:
             async for update in updates:
                 yield update
 
     async def _follow(
-        self, series: SeriesId, since: int | None, what: Collection[What], *, factors: bool
+        self, series: SeriesId, since: int | None, what: Collection[What], *, factors: bool, full: bool
     ) -> AsyncGenerator[Update]:
-        async with aclosing(follow(self._url, series, since, what=what)) as updates:
+        async with aclosing(follow(self._url, series, since, what=what, full=full)) as updates:
             slices: dict[int, Slices] = {}  # of candles of the catch-up that come next
             head: int | None = None
             async for update in updates:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from klinesync.core.candle import MAX_TIME, Candle, check_values
+from klinesync.core.candle import MAX_TIME, OHLCV, Candle, check_values
 from klinesync.core.errors import BadCandle, KlinesyncError
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
@@ -25,6 +25,17 @@ else:
 # Candles and points as structured arrays: `candles["close"]`, `points["value"]`.
 CANDLE = np.dtype(
     [("candle_time", "i8"), ("open", "f8"), ("high", "f8"), ("low", "f8"), ("close", "f8"), ("volume", "f8")]
+)
+# With the order flow: NaN where the source does not tell. `trades` is a float too, because integers have no NaN; counts
+# are exact up to 2**53.
+FULL_CANDLE = np.dtype(
+    [
+        *CANDLE.descr,
+        ("quote_volume", "f8"),
+        ("trades", "f8"),
+        ("taker_buy_volume", "f8"),
+        ("taker_buy_quote_volume", "f8"),
+    ]
 )
 POINT = np.dtype([("time", "i8"), ("value", "f8")])
 Table: TypeAlias = NDArray[np.void]
@@ -201,7 +212,8 @@ class WirePoint(msgspec.Struct):
 
 
 class WireCandle(msgspec.Struct):
-    """A candle in the service's JSON. The decoder refuses impossible values, such as a price of 0."""
+    """A candle in the service's JSON. The decoder refuses impossible values, such as a price of 0. Its order flow comes
+    only where it was requested; an older service does not send it."""
 
     candle_time: WireTime
     open: float
@@ -209,6 +221,10 @@ class WireCandle(msgspec.Struct):
     low: float
     close: float
     volume: float
+    quote_volume: float | None = None
+    trades: int | None = None
+    taker_buy_volume: float | None = None
+    taker_buy_quote_volume: float | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -218,7 +234,7 @@ class WireCandle(msgspec.Struct):
 
     def candle(self) -> Candle:
         """As a `Candle`."""
-        return Candle(self.candle_time, self.open, self.high, self.low, self.close, self.volume)
+        return Candle(*msgspec.structs.astuple(self))
 
 
 class WirePage(msgspec.Struct):
@@ -227,8 +243,12 @@ class WirePage(msgspec.Struct):
     candles: list[WireCandle]
 
     def table(self) -> Table:
-        """The candles as a structured array."""
-        return np.array([msgspec.structs.astuple(candle) for candle in self.candles], CANDLE)
+        """The candles as a structured array of `CANDLE`."""
+        return np.array([msgspec.structs.astuple(candle)[:OHLCV] for candle in self.candles], CANDLE)
+
+    def full_table(self) -> Table:
+        """The candles as a structured array of `FULL_CANDLE`: null becomes NaN."""
+        return np.array([msgspec.structs.astuple(candle) for candle in self.candles], FULL_CANDLE)
 
 
 class _Meta(msgspec.Struct):
@@ -326,7 +346,8 @@ class WireCatalogue(msgspec.Struct):
 
 
 def to_pandas(table: Table | Mapping[str, Column]) -> pd.DataFrame:
-    """Candles, points or columns as a data frame, indexed by time (UTC). Raises `NoPandas`."""
+    """Candles, points or columns as a data frame, indexed by time (UTC). The `trades` of candles become nullable whole
+    numbers (`Int64`); other missing values are NaN. Raises `NoPandas`."""
     try:
         import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
@@ -334,7 +355,10 @@ def to_pandas(table: Table | Mapping[str, Column]) -> pd.DataFrame:
     columns = table if isinstance(table, Mapping) else {name: table[name] for name in table.dtype.names or ()}
     time_column = next(name for name in ("candle_time", "time") if name in columns)
     index = pd.DatetimeIndex(columns[time_column].astype("datetime64[s]"), name="time").tz_localize("UTC")
-    return pd.DataFrame({name: column for name, column in columns.items() if name != time_column}, index=index)
+    frame = pd.DataFrame({name: column for name, column in columns.items() if name != time_column}, index=index)
+    if time_column == "candle_time" and "trades" in columns:
+        frame["trades"] = frame["trades"].astype("Int64")
+    return frame
 
 
 def _listed(names: Iterable[str]) -> str:

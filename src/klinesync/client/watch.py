@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 import aiohttp
@@ -90,17 +91,13 @@ def line(update: Update) -> str | None:
             return None
 
 
-def _prices(candle: Candle) -> dict[str, float]:
-    return dict(zip(Candle._fields, candle.ohlcv, strict=False))
-
-
-def as_json(update: Update) -> str:
-    """An update as a JSON object in one line."""
+def as_json(update: Update, *, full: bool = False) -> str:
+    """An update as a JSON object in one line; `full`: candles with their order flow, null where it is not known."""
     match update:
         case ClosedCandle(candle, revised):
-            body: object = {"type": "closed", "revised": revised, **_prices(candle)}
+            body: object = {"type": "closed", "revised": revised, **_values(candle, full)}
         case FormingCandle(candle):
-            body = {"type": "forming", **_prices(candle)}
+            body = {"type": "forming", **_values(candle, full)}
         case Gap(expected, actual, state):
             body = {"type": "gap", "expected": expected, "actual": actual, "state": state}
         case System(event, message, data):
@@ -115,13 +112,18 @@ def as_json(update: Update) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-async def watch(url: str, series_id: str, *, as_json_lines: bool) -> int:
+def _values(candle: Candle, full: bool) -> dict[str, float | None]:
+    return dict(zip(Candle._fields, candle if full else candle.ohlcv, strict=False))
+
+
+async def watch(url: str, series_id: str, *, as_json_lines: bool, full: bool = False) -> int:
     """Show a series until cancelled, or until the reader of the lines is gone.
 
     url: address of the service, http://host:port
     series_id: the series
     as_json_lines: whether each update is printed as JSON; otherwise a terminal gets a board, and a pipe a line an
         update
+    full: whether candles in JSON have their order flow; False by default
 
     Returns the exit code. Raises `ServiceError`, `BadSeriesId`, `BadUrl`.
     """
@@ -135,9 +137,9 @@ async def watch(url: str, series_id: str, *, as_json_lines: bool) -> int:
     async with open_session(FETCH_TIMEOUT_S) as session:
         since = await _since(session, url, series, SHOWN_CANDLES if board is None else HELD_CANDLES)
         what: tuple[What, ...] = EVERYTHING if board is not None or as_json_lines else ("closed", "corrections")
-        async with aclosing(follow(url, series, since, what=what, wait_out_refusals=True)) as updates:
+        async with aclosing(follow(url, series, since, what=what, full=full, wait_out_refusals=True)) as updates:
             if board is None:
-                await _print(updates, as_json if as_json_lines else line)
+                await _print(updates, partial(as_json, full=full) if as_json_lines else line)
             else:
                 with Live(console=console, screen=True, auto_refresh=False) as live:
                     await _show(board, updates, lambda: _health(session, url, series), live)
