@@ -11,6 +11,7 @@ import apsw
 from klinesync.core.candle import MAX_TIME, ROUNDING, Candle, agree
 from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance.streams import BinanceConnection
 from klinesync.exchanges.stamp_check import ASK_EVERY_S, ASK_TIMEOUT_S
@@ -35,6 +36,8 @@ MOST_SENTENCES = 5
 # How long the service may keep a closed candle from its stream: for what is missing before it, and until it has found
 # out what time it is; then it looks up, and writes. A store that is slow or fails comes on top.
 WAIT_MOST_S = MAX_HOLD_S + ASK_EVERY_S + ASK_TIMEOUT_S + 2 * TICK_S + 2.0
+# States that only a frame ends.
+ENDED = (*STALE, StreamState.SUBSCRIBED)
 # Tasks of a service at rest: its own, and for each connection to it.
 TASKS_MOST = 60
 TASKS_PER_CLIENT = 6
@@ -287,8 +290,8 @@ def check_streams(service: Service, exchange: SimulatedExchange, network: Networ
         status = service.runtime.supervisors.status(series)
         if not network.delivers(service.process, listing):
             wrong.append(f"{series}: its stream brings nothing, and the service says {status}")
-        elif status.state in STALE and status.since is not None and status.since >= exchange.end_s:
-            continue  # it was found out by the last candle of all; none comes any more that could make it live
+        elif status.state in ENDED and status.since is not None and status.since >= exchange.end_s:
+            continue  # it turned after the last candle of all; none comes any more that could make it live
         elif status.state != "live":
             wrong.append(f"{series}: its stream is {status}")
     return wrong[:MOST_SENTENCES]
