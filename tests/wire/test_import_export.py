@@ -22,11 +22,17 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.core.timeframe import DAY_S
+from klinesync.core.timeframe import DAY_S, Timeframe
 from klinesync.history.files import importing
 from klinesync.history.files.sources import ExchangeArchive, FreqtradeFiles
+from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.sim.server import SimConfig, SimServer
+from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.candles import bare, of_minute
 from support.history_files import all_of, keep_listings, minutes, traded, write_archive, write_freqtrade
 from support.processes import klinesync, running
 from support.running_service import running_service
@@ -581,6 +587,70 @@ async def test_rows_that_the_command_reads_go_through_a_service(store: Path) -> 
         assert "are still missing" in err
         assert "1440 candles read" in out
         assert stored(store) == await all_of(ExchangeArchive(exchange.http_url, plain_id), SERIES, days(39, 40))
+
+
+async def fill_without_flow(store: Path, exchange: SimServer, first: int, count: int) -> list[Candle]:
+    """Store minutes of the simulated exchange without order flow, and return them with it."""
+    listing = exchange.exchange.spot["BTCUSDT"]
+    whole = [of_minute(row) for at in range(count) if (row := listing.minute(first + 60 * at)) is not None]
+    step = DerivedStep(Timeframe.parse("1m"), [Timeframe.parse("5m")])
+    async with SqliteDatabase(store, "test") as database, asyncio.TaskGroup() as group:
+        pipeline = IngestPipeline(database, step, no_ledger(), lambda _: None, SYSTEM_CLOCK.wall_s)
+        running = group.create_task(pipeline.run())
+        await pipeline.submit(SERIES, bare(whole[:-1]), "file")
+        await pipeline.submit(SERIES, [Candle(*whole[-1].ohlcv)._replace(high=whole[-1].high * 2)], "file")
+        running.cancel()
+    return whole
+
+
+@pytest.mark.parametrize("through_service", [False, True])
+async def test_a_pass_fills_in_the_order_flow_that_stored_candles_lack(store: Path, through_service: bool) -> None:
+    now = START + 40 * DAY_S + 17
+    async with SimServer(SimConfig(symbols=2, start=now)) as exchange:
+        whole = await fill_without_flow(store, exchange, now // 60 * 60 - 3000 * 60, 2000)
+        five = SERIES.with_timeframe(Timeframe.parse("5m"))
+        ask = ("backfill", "--enrich", "--json", *endpoints(exchange))
+
+        async def enriched(*more: str) -> dict[str, int]:
+            if not through_service:
+                url = f"--database-url=sqlite:///{store}"
+                status, out, err = await asyncio.to_thread(klinesync, *ask, *more, url)
+            else:
+                flags = {"enable_market_gap_backfill": "off", "enable_ondemand_ingest": "off"}
+                async with running_service(store, **flags) as service:
+                    status, out, err = await asyncio.to_thread(
+                        klinesync, *ask, *more, str(SERIES), "--url", service.url
+                    )
+            assert (status, err) == (0, "")
+            (facts,) = json.loads(out)
+            assert facts.pop("series_id") == str(SERIES)
+            return dict(facts)
+
+        # A part first, as an interrupted pass leaves it; the pass goes on where values are null.
+        part = await enriched(f"--to={whole[500].time}")
+        assert part == {"enriched": 500, "different": 0, "remaining": 0}
+        assert [candle.flow for candle in stored(store)[499:501]] == [whole[499].flow, NO_FLOW]
+        assert await enriched() == {"enriched": 1499, "different": 1, "remaining": 1}
+        assert await enriched() == {"enriched": 0, "different": 1, "remaining": 1}
+    assert stored(store)[:-1] == whole[:-1]
+    assert stored(store)[-1] == Candle(*whole[-1].ohlcv)._replace(high=whole[-1].high * 2), "other prices: left alone"
+    assert revised(store) == 0
+    assert all(None not in candle for candle in stored(store, five)[:-1]), "derived candles are summed again"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["backfill", "--from=0"], "required: SERIES_ID"),
+        (["backfill", str(SERIES)], "required: --from"),
+        (["backfill", "--enrich", "--source=rest"], "without --source"),
+        (["backfill", "--enrich", "--url=http://127.0.0.1:9"], "takes a series"),
+    ],
+)
+def test_a_backfill_that_says_too_little_or_too_much_is_wrong_use(arguments: list[str], why: str, run: Run) -> None:
+    done = run(*arguments)
+    assert done.status == 2
+    assert why in done.err
 
 
 @pytest.mark.usefixtures("lists")

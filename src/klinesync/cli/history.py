@@ -18,10 +18,19 @@ from klinesync.runtime.flags import load_flags
 
 def _backfill_arguments(backfill: argparse.ArgumentParser) -> None:
     backfill.add_argument(
-        "series_id", type=series, metavar="SERIES_ID", help="the series; of a derived series, its base is read"
+        "series_id",
+        type=series,
+        nargs="?",
+        metavar="SERIES_ID",
+        help="the series; of a derived series, its base is read (with --enrich: all stored series)",
     )
-    add_span(backfill, needs_from=True)
+    add_span(backfill)
     backfill.add_argument("--source", choices=("rest", "freqtrade", "archive"), help="read this source alone")
+    backfill.add_argument(
+        "--enrich",
+        action="store_true",
+        help="fill in the order flow that stored candles lack, from the archive, then from the exchange",
+    )
     add_url(backfill, "let the running service at this address read; with --source, send it the candles")
     backfill.add_argument("--json", action="store_true", help="machine output")
 
@@ -66,9 +75,18 @@ def _export_arguments(export: argparse.ArgumentParser) -> None:
 
 
 def _backfill(arguments: argparse.Namespace) -> int:
+    flags = load_flags(given_flags(arguments))
+    if arguments.enrich:
+        from klinesync.cli.history_enrich import enrich
+
+        if arguments.source is not None:
+            raise WrongUse("--enrich reads the archive, then the exchange; use it without --source")
+        return run(until_interrupted(enrich(flags, arguments), interrupted=INTERRUPTED))
     from klinesync.cli.history_backfill import backfill
 
-    flags = load_flags(given_flags(arguments))
+    missing = "SERIES_ID" if arguments.series_id is None else "--from" if arguments.from_ is None else None
+    if missing is not None:
+        raise WrongUse(f"the following arguments are required: {missing}")
     return run(until_interrupted(backfill(flags, arguments), interrupted=INTERRUPTED))
 
 
@@ -123,7 +141,10 @@ COMMANDS = {
         _backfill,
         _backfill_arguments,
         more="Requests only missing candles. May be interrupted; run it again to continue.",
-        examples=("klinesync backfill binance:spot:BTC/USDT:1m --from 2025-01-01 --to 2025-02-01",),
+        examples=(
+            "klinesync backfill binance:spot:BTC/USDT:1m --from 2025-01-01 --to 2025-02-01",
+            "klinesync backfill --enrich",
+        ),
         flags=BACKFILL_FLAGS,
     ),
     "import": Command(
