@@ -636,6 +636,8 @@ async def test_a_pass_fills_in_the_order_flow_that_stored_candles_lack(store: Pa
     assert stored(store)[-1] == Candle(*whole[-1].ohlcv)._replace(high=whole[-1].high * 2), "other prices: left alone"
     assert revised(store) == 0
     assert all(None not in candle for candle in stored(store, five)[:-1]), "derived candles are summed again"
+    status, out, _ = await asyncio.to_thread(klinesync, "verify", f"--database-url=sqlite:///{store}")
+    assert status == 0, out
 
 
 @pytest.mark.parametrize(
