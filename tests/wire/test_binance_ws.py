@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from klinesync.core.backoff import Backoff
+from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.binance import link as binance_link
@@ -240,6 +241,25 @@ async def test_a_frame_that_is_none_is_quarantined_and_the_connection_lives_on()
         assert (await soon(heard.events)).closed
         assert connection.quarantined == 4
         assert connection.reconnects == 0
+
+
+async def test_candles_with_invalid_order_flow_come_without_it_and_are_one_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    exchange = Exchange()
+    spoilt = json.loads(json.dumps(FRAME))
+    spoilt["data"]["k"] |= {"q": "1", "n": 3, "V": "2", "Q": "1"}
+    async with connected(exchange, BTC) as (connection, heard):
+        await soon(heard.attached)
+        for _ in range(20):
+            await exchange.sockets[0].send_json(spoilt)
+        for _ in range(20):
+            event = await soon(heard.events)
+            assert event.closed
+            assert event.candle == Candle(0, 1.0, 1.0, 1.0, 1.0, 1.0)
+        assert connection.quarantined == 0
+        assert connection._counts.flow_left_out == 20
+    assert caplog.text.count("without its order flow") == 1
 
 
 async def test_a_stream_that_is_renewed_is_dropped_and_subscribed_again() -> None:
