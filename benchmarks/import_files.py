@@ -58,7 +58,7 @@ def write_archive(folder: Path, candles: Sequence[Candle]) -> Path:
 
 
 def write_feather(folder: Path, candles: Sequence[Candle]) -> Path:
-    time_s, *values = zip(*candles, strict=True)
+    time_s, *values = zip(*(candle.ohlcv for candle in candles), strict=True)
     date = pa.array(time_s, pa.timestamp("s", "UTC")).cast(pa.timestamp("ms", "UTC"))
     names = ("open", "high", "low", "close", "volume")
     path = folder / "BTC_USDT-1m.feather"

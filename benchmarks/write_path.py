@@ -126,7 +126,7 @@ class Bare:
         begin = time.perf_counter()
         for rows in ready:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany("INSERT INTO candle VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._connection.executemany(f"INSERT INTO candle VALUES (?{', ?' * len(Candle._fields)})", rows)
             self._connection.execute("COMMIT")
         return time.perf_counter() - begin
 

@@ -125,6 +125,7 @@ class View:
     supports_batch: bool
     first_at_subscribe: int | None
     number: int
+    full: bool = False
     last: int | None = None
     acknowledged: bool = False
     caught_up: bool = False
@@ -266,7 +267,8 @@ class SimulatedClient:
     def _subscribe(self, series: SeriesId, since: int | None, batches: bool) -> None:
         assert self._link is not None
         self._subscriptions += 1
-        view = View(series, since, batches, self._first_stored(series), self._subscriptions, last=since)
+        full = self._subscriptions % 2 == 0  # with order flow, in turn
+        view = View(series, since, batches, self._first_stored(series), self._subscriptions, full, last=since)
         self.views[series] = view
         self._unanswered.setdefault(series, deque()).append(view.number)
         # Acknowledged always: else what an earlier subscription had under way could not be told from the new one's.
@@ -277,6 +279,7 @@ class SimulatedClient:
                 "since": since,
                 "supports_batch": batches,
                 "ack": True,
+                "fields": "full" if full else None,
             }
         )
 
@@ -363,7 +366,7 @@ class SimulatedClient:
         """Nothing to check."""
 
     def _closed(self, view: View, out: CandleOut) -> None:
-        candle = candle_of(out)
+        candle = self._candle(view, out)
         time, last, frame = candle.time, view.last, view.series.timeframe
         if last is not None and time <= last:
             self._violate(f"{self.name}: {view.series}: closed candle {time} is not behind {last}")
@@ -395,12 +398,17 @@ class SimulatedClient:
         return first is not None and view.since is not None and view.since >= first
 
     def _revised(self, view: View, out: CandleOut) -> None:
-        candle = candle_of(out)
+        candle = self._candle(view, out)
         if view.last is None or candle.time > view.last:
             self._violate(f"{self.name}: {view.series}: a revision of {candle.time}, ahead of {view.last}")
         if view.shown.get(candle.time) == candle:
             self._violate(f"{self.name}: {view.series}: a revision of {candle.time} that changes nothing")
         view.shown[candle.time] = candle
+
+    def _candle(self, view: View, out: CandleOut) -> Candle:
+        if ("trades" in out) != view.full:
+            self._violate(f"{self.name}: {view.series}: fields {', '.join(out)} (with order flow: {view.full})")
+        return candle_of(out)
 
     def _no_gap_left(self, view: View, message: dict[str, Any]) -> None:
         if view.gaps:

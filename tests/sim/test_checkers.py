@@ -281,11 +281,34 @@ def send_batches_to_all(patch: pytest.MonkeyPatch) -> None:
     made = Subscription.__init__
 
     def generous(
-        self: Subscription, series: SeriesId, since: int | None, *, supports_batch: bool, what: frozenset[str]
+        self: Subscription,
+        series: SeriesId,
+        since: int | None,
+        *,
+        supports_batch: bool,
+        what: frozenset[str],
+        full: bool,
     ) -> None:
-        made(self, series, since, supports_batch=True, what=what)
+        made(self, series, since, supports_batch=True, what=what, full=full)
 
     patch.setattr(Subscription, "__init__", generous)
+
+
+def send_order_flow_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    made = Subscription.__init__
+
+    def short(
+        self: Subscription,
+        series: SeriesId,
+        since: int | None,
+        *,
+        supports_batch: bool,
+        what: frozenset[str],
+        full: bool,
+    ) -> None:
+        made(self, series, since, supports_batch=supports_batch, what=what)
+
+    patch.setattr(Subscription, "__init__", short)
 
 
 def roll_up_otherwise(patch: pytest.MonkeyPatch) -> None:
@@ -556,6 +579,7 @@ BREAKS = (
     Break("forming behind closed", show_every_forming, "forming candle at"),
     Break("waiting forming not overtaken", show_forming_behind_closed, "forming candle at"),
     Break("batches to who supports none", send_batches_to_all, "supports none"),
+    Break("order flow sent to nobody", send_order_flow_to_nobody, "with order flow: True"),
     Break("another roll-up", roll_up_otherwise, "is the roll-up"),
     Break("incomplete buckets stored", store_incomplete_buckets, "is the roll-up|shown"),
     Break("derived candles not redone", do_not_redo_derived_candles, "is the roll-up"),
