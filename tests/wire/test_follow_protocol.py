@@ -159,7 +159,7 @@ async def test_unknown_types_and_fields_are_ignored() -> None:
         ACK | {"data": [1, 2], "candle": 3},
         {"type": "depth", "event": 5, "message": {"a": 1}},
         {"type": "system", "event": "new.kind"},
-        CLOSED | {"candle": OUT | {"trades": 12}, "state": 9},
+        CLOSED | {"candle": OUT | {"spread": 12}, "state": 9},
     ]
     async with saying(Say(later)) as service:
         assert await heard(service.url, 3) == [
