@@ -20,6 +20,8 @@ from support.processes import klinesync
 from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
+# Columns of values, not of factors.
+VALUES = {"candle_time", *Candle._fields}
 FLAGS = {
     "factor_pivot_window_major": "3",
     "factor_pivot_window_minor": "1",
@@ -104,10 +106,9 @@ async def test_each_row_equals_the_slice_of_its_candle(
         _, slices = await service.get(
             "/api/factor/slices", series_id=BTC, at_time=int(row["candle_time"]), window_candles=1
         )
-        columns = {"candle_time", *Candle._fields}
-        assert {name: value for name, value in row.items() if name not in columns} == row_of(slices)
+        assert {name: value for name, value in row.items() if name not in VALUES} == row_of(slices)
     # The samples have something to say, and pivots stand where they became visible.
-    for name in rows[0].keys() - ROWS[0].keys():
+    for name in rows[0].keys() - VALUES:
         assert any(rows[number][name] is not None for number in samples), name
     assert all(row["candle_time"] > row["pivot_major_time"] for row in rows if row["pivot_major_time"] is not None)
 
