@@ -14,6 +14,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.sim.faults import RestSlow
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.candles import bare
 from support.history_files import minutes, write_freqtrade
 from support.processes import SERIES, klinesync, running, serve_arguments
 from support.running_service import retrying, running_service
@@ -62,7 +63,8 @@ async def test_a_backfill_through_a_service_waits_for_its_end(tmp_path: Path) ->
             brought = json.loads(out)
             assert brought["series_id"] == str(SERIES)
             assert (brought["from"], brought["missing"]) == (first, 0)
-            assert 19_000 < brought["candles"] <= 20_001
+            # The first history of the derived series may have read a part of them before.
+            assert 14_000 < brought["candles"] <= 20_001
             times = [candle.time for candle in stored(store)]
             assert times == list(range(first, times[-1] + 60, 60))
             status, out, err = await command(*ask, "--api-token", TOKEN, f"--to={first + 10_000 * 60}")
@@ -92,7 +94,7 @@ async def test_an_interrupted_wait_leaves_the_service_at_work(tmp_path: Path) ->
             exchange.faults.remove(slow)
             while len(candles := stored(store)) < 20_000:
                 await asyncio.sleep(0.05)
-    assert candles == truth(exchange, SERIES, range(first, candles[-1].time + 60, 60))
+    assert bare(candles) == truth(exchange, SERIES, range(first, candles[-1].time + 60, 60))
 
 
 async def test_candles_that_a_service_cannot_read_are_reported_with_the_reason(
