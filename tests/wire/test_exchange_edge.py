@@ -529,7 +529,7 @@ async def test_a_symbol_that_is_not_listed_yet_is_followed_from_its_first_candle
 async def test_an_exchange_that_accepts_connections_and_never_answers_delays_no_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(known_series, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(known_series, "TIMEOUT_S", 0.2)
     silent = socket.create_server(("127.0.0.1", 0))  # the system takes connections, and nobody answers
     port = silent.getsockname()[1]
     flags = {"binance_spot_rest_url": f"http://127.0.0.1:{port}", "binance_spot_ws_url": f"ws://127.0.0.1:{port}"}
