@@ -29,7 +29,7 @@ from klinesync.overlay.registry import load_overlays
 from klinesync.pipelines import factor_states, ingest_pipeline, ledger_step
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.pipelines.ledger_step import LedgerStep, Progress
+from klinesync.pipelines.ledger_step import LedgerStep, Progress, no_ledger
 from klinesync.pipelines.watchdog import TookTooLong, Watchdog
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.records import Origin
@@ -317,6 +317,47 @@ async def test_ledgers_are_redone_for_roundings_that_are_not_published(tmp_path:
         await database.write(rounded)
         found = await database.read(lambda store: ledger_of(store, step))
     assert found == await expected(rows, make_step())
+
+
+class TradesCounted(Factor[int]):
+    """Counts trades: a factor that reads order flow."""
+
+    name = "trades_counted"
+    label = "Trades counted"
+    state_type = int
+    reads_flow = True
+
+    def seed(self) -> int:
+        return 0
+
+    def advance(self, state: int, candle: Candle, upstream: Upstream) -> tuple[int, Sequence[Event]]:
+        return state + (candle.trades or 0), ()
+
+
+async def test_order_flow_that_a_command_fills_in_is_computed_at_the_next_start(tmp_path: Path) -> None:
+    """The command computes no factors itself."""
+    rows = walk(8)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        await database.write(lambda store: change(store, make_step(TradesCounted()), rows))
+        rows[40] = rows[40]._replace(trades=5)
+        await database.write(lambda store: change(store, no_ledger(reads_flow=True), rows[40:41]))
+        step = make_step(TradesCounted())
+        await database.read(step.look_for_lags)
+        await catch_up(database, step)
+        found = await database.read(lambda store: ledger_of(store, step))
+    assert found == await expected(rows, make_step(TradesCounted()))
+
+
+async def test_order_flow_costs_no_ledger_of_factors_that_do_not_read_it(tmp_path: Path) -> None:
+    rows = walk(8)
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        step = make_step()
+        await database.write(lambda store: change(store, step, rows))
+        before = await database.read(lambda store: store.ledger.get(BTC))
+        for one in (step, no_ledger()):
+            rows[40] = rows[40]._replace(trades=5, quote_volume=None if one is step else 1.0)
+            await database.write(lambda store, one=one: change(store, one, rows[40:41]))  # type: ignore[misc]
+        assert await database.read(lambda store: store.ledger.get(BTC)) == before
 
 
 async def test_a_lag_ends_when_the_store_shows_the_ledger_at_the_head(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ async def enrich_series(
     while window := await read(series, since):
         since = window[-1].time
         lacking = {candle.time: candle for candle in window if None in candle and candle.time < span.end}
-        for part in _parts(series, lacking):
+        for part in list(_parts(series, lacking)):  # `lacking` changes meanwhile
             for source in list(useful):
                 least, pages = source
                 inside = [time for time in lacking if part.start <= time < part.end]
@@ -194,9 +194,9 @@ async def _fill(
     candles = flows = 0
     async with aclosing(pages(series, span)) as read:
         async for page in read:
-            found: list[Candle] = []
+            by_time: dict[int, Candle] = {}  # an answer may have a row twice
             for candle in page.candles:
-                stored = lacking.get(candle.time)
+                stored = by_time.get(candle.time) or lacking.get(candle.time)
                 candles += 1
                 flows += candle.flow != NO_FLOW
                 if stored is None or not span.start <= candle.time < span.end:
@@ -204,8 +204,8 @@ async def _fill(
                 if not agree(stored, candle):
                     different.add(candle.time)
                 elif (whole := replacing(stored, candle)) != stored:
-                    found.append(whole)
-            if found:
+                    by_time[whole.time] = whole
+            if found := list(by_time.values()):
                 await put(series, found)
                 done.enriched += len(found)
             for whole in found:

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from klinesync.cli.service_client import service_client
 from klinesync.core.candle import Applied, Candle
-from klinesync.core.errors import StoreError
+from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Listing
 from klinesync.history.files.importing import Now, Put
 from klinesync.history.files.names import ARCHIVE_EXCHANGE
-from klinesync.market.parts_writing import derived_step
-from klinesync.market.settings import derived_timeframes
+from klinesync.market.parts_writing import derived_step, ledger_step
+from klinesync.market.settings import derived_timeframes, ledger_settings
 from klinesync.market_data.listings import StoredListings
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -78,10 +78,19 @@ async def open_store(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_exit(database)
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        pipeline = IngestPipeline(database, derived, no_ledger(), _no_subscribers, SYSTEM_CLOCK.wall_s)
+        ledger = no_ledger(reads_flow=factors_read_flow(flags))
+        pipeline = IngestPipeline(database, derived, ledger, _no_subscribers, SYSTEM_CLOCK.wall_s)
         running = group.create_task(pipeline.run(), name="pipeline")
         stack.callback(running.cancel)
         yield database, pipeline
+
+
+def factors_read_flow(flags: RuntimeFlags) -> bool:
+    """Whether an installed factor reads order flow. One that cannot be loaded may be such a factor."""
+    try:
+        return ledger_step(ledger_settings(flags)).factors.reads_flow
+    except Rejected:
+        return True
 
 
 async def _submit(pipeline: IngestPipeline, series: SeriesId, candles: Sequence[Candle]) -> int:

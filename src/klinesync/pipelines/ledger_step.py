@@ -84,6 +84,8 @@ class LedgerStep:
     indicators: on which factors may depend.
     max_candles: longest advance inside a write transaction, in candles; 2,000 by default.
     guard: a context that limits the time of plugins; none by default.
+    reads_flow: whether factors that are not among these, but have computed ledgers of the store, read order flow; False
+        by default.
     """
 
     def __init__(
@@ -94,7 +96,10 @@ class LedgerStep:
         *,
         max_candles: int = 2000,
         guard: AbstractContextManager[object] | None = None,
+        reads_flow: bool = False,
     ) -> None:
+        # A factor that is suspended meanwhile counts: the next start has it again.
+        self._reads_flow = reads_flow or factors.reads_flow
         self.states = FactorStates(factors, indicators)
         self.overlays = overlays
         self._max_candles = max_candles
@@ -189,7 +194,7 @@ class LedgerStep:
         fresh: dict[SeriesId, dict[int, Candle]] = {}
         for applied in changes:
             candles = applied.candles
-            if applied.enriched and not self.factors.reads_flow:
+            if applied.enriched and not self._reads_flow:
                 candles = tuple(candle for candle in candles if candle.time not in applied.enriched)
             if candles:
                 fresh.setdefault(applied.series, {}).update((candle.time, candle) for candle in candles)
@@ -481,6 +486,7 @@ def _after(head: int | None) -> int:
     return -1 if head is None else head
 
 
-def no_ledger() -> LedgerStep:
-    """A step without factors and overlays: it computes nothing, and rewinds ledgers of changed candles."""
-    return LedgerStep(FactorGraph(()), OverlayGraph((), ()))
+def no_ledger(*, reads_flow: bool = False) -> LedgerStep:
+    """A step without factors and overlays: it computes nothing, and rewinds ledgers of changed candles. Where only
+    order flow was filled in, it does so with `reads_flow`."""
+    return LedgerStep(FactorGraph(()), OverlayGraph((), ()), reads_flow=reads_flow)
