@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from klinesync.core.candle import Candle
 from klinesync.core.derived import touched
@@ -21,6 +22,7 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.pipelines.submissions import Empty, Submission
 from klinesync.storage.candles import CandleStore
+from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from support.candles import FLOWS, stored_over
 from support.derived_candles import derive
@@ -287,3 +289,28 @@ async def test_order_flow_that_a_corrected_minute_lacks_is_taken_from_its_bucket
         assert (await newest(world, HOUR)) == Candle(*hour.ohlcv)
         assert await database.read(lambda store: store.revisions(HOUR)) == []
         assert len(await database.read(lambda store: store.revisions(SERIES))) == 1
+
+
+class Joined(frozenset[int]):
+    """A set that counts how often it is joined with another one."""
+
+    times = 0
+
+    def __or__(self, other: object) -> Joined:
+        self.times += 1
+        return self
+
+
+async def test_the_cost_of_late_candles_is_linear_in_their_number(tmp_path: Path) -> None:
+    """A set that was joined once a candle held the writer for seconds at 20,000 candles."""
+    async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
+        step, late = DerivedStep(MINUTE, TARGETS), Joined(START + 60 * at for at in range(50))
+
+        def change(store: CandleStore) -> None:
+            store.write(SERIES, [candle(50, 0)], Origin("test", 0))
+            applied = store.write(SERIES, [candle(at, 0) for at in range(50)], Origin("test", 0))
+            assert applied.revised == late
+            step.advance(store, SERIES, replace(applied, revised=late), [], 0)
+
+        await database.write(change)
+    assert late.times == 1

@@ -91,7 +91,8 @@ class DerivedStep:
             self._adopt(store, series)
         if len(applied.candles) == 1 and not (applied.revised or applied.rounded or emptied):
             return self._close_buckets(store, series, stored, applied.candles[0].time, at)
-        revised_times = [candle.time for candle in applied.candles if candle.time in applied.revised | applied.rounded]
+        revised = applied.revised | applied.rounded
+        revised_times = [candle.time for candle in applied.candles if candle.time in revised]
         targets = self.targets
         if revised_times or emptied:
             timeframes = {derived.timeframe for derived in store.derived_of(series)}
