@@ -107,8 +107,8 @@ async def test_other_fields_are_refused_by_name(service: Service, fields: str) -
     [
         ({"quote_volume": -1.0}, "quote_volume -1.0 is negative"),
         ({"trades": -1}, "trades -1 is negative"),
-        ({"trades": 2**53}, "trades is larger than 9007199254740991"),
-        ({"trades": 10**400}, "trades is larger than 9007199254740991"),
+        ({"trades": 10**10 + 1}, "trades is larger than 10000000000"),
+        ({"trades": 10**400}, "trades is larger than 10000000000"),
         ({"taker_buy_volume": 10.1}, "taker_buy_volume 10.1 is larger than volume 10.0"),
         ({"taker_buy_quote_volume": 15.1}, "taker_buy_quote_volume 15.1 is larger than quote_volume 15.0"),
         ({"quote_volume": 1e101}, "quote_volume 1e+101 is larger than 1e+100"),

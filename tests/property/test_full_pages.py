@@ -7,7 +7,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import MAX_TRADES, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.read_services import CandleReader
 from klinesync.storage.records import Origin
@@ -18,7 +18,7 @@ BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 NAMES = ("candle_time", *Candle._fields[1:])
 FLOW = st.tuples(
     st.none() | st.floats(0, 1e9),
-    st.none() | st.integers(0, 2**53 - 1),
+    st.none() | st.integers(0, MAX_TRADES),
     st.none() | st.floats(0, 1.0),
     st.none() | st.just(0.0),
 )

@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klinesync.core.candle import MAX_VALUE, Candle, Forming, check_candle, check_not_future, check_values
+from klinesync.core.candle import (
+    MAX_TRADES,
+    MAX_VALUE,
+    Candle,
+    Forming,
+    check_candle,
+    check_not_future,
+    check_values,
+    replacing,
+)
 from klinesync.core.errors import BadCandle
 from klinesync.core.series_id import SeriesId
-from klinesync.core.timeframe import Timeframe
+from klinesync.core.timeframe import DAY_S, MAX_DAYS, Timeframe
 from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
 
@@ -49,7 +58,7 @@ def test_a_sound_candle_gets_in() -> None:
         ({"open": -1.0, "low": -1.0}, "open is -1.0; a price is greater than 0"),
         ({"close": 0.0, "low": 0.0}, "low is 0.0; a price is greater than 0"),
         ({"volume": 1e101}, "volume 1e.101 is larger"),
-        ({"trades": 10**400}, "trades is larger than 9007199254740991"),
+        ({"trades": 10**400}, "trades is larger than 10000000000"),
     ],
 )
 def test_a_bad_candle_is_refused_with_the_value_and_the_reason(changes: dict[str, float], reason: str) -> None:
@@ -80,6 +89,24 @@ def test_a_candle_that_has_not_ended_is_in_the_future() -> None:
     assert check_not_future(SOUND, MINUTE, SOUND.time + 60) is SOUND
     with pytest.raises(BadCandle, match="after the exchange's now"):
         check_not_future(SOUND, MINUTE, SOUND.time + 59)
+
+
+def test_the_trades_of_the_longest_derived_candle_are_an_integer_of_json() -> None:
+    assert MAX_TRADES * MAX_DAYS * DAY_S // 60 < 2**53
+
+
+@pytest.mark.parametrize(
+    ("stored", "arriving"),
+    [
+        ({"taker_buy_quote_volume": 8.0}, {"quote_volume": 5.0}),
+        ({"quote_volume": 5.0, "trades": 3}, {"taker_buy_quote_volume": 8.0}),
+    ],
+)
+def test_order_flow_is_not_kept_beside_what_it_contradicts(
+    stored: dict[str, float], arriving: dict[str, float]
+) -> None:
+    now = SOUND._replace(**arriving)  # type: ignore[arg-type]  # by name
+    assert replacing(SOUND._replace(**stored), now) is now  # type: ignore[arg-type]
 
 
 async def test_a_forming_candle_cannot_be_written(tmp_path: Path) -> None:

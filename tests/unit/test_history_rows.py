@@ -51,7 +51,9 @@ flow_values = st.none() | values.filter(lambda value: value == value) | st.sampl
 traded_candles = st.builds(
     lambda candle, flow: Candle(*candle.ohlcv, *flow),
     candles,
-    st.tuples(flow_values, st.none() | st.sampled_from([-1, 0, 3, 2**53 - 1, 2**54]), flow_values, flow_values),
+    st.tuples(
+        flow_values, st.none() | st.sampled_from([-1, 0, 3, 10**10, 10**10 + 1, 2**54]), flow_values, flow_values
+    ),
 )
 timeframes = st.sampled_from([Timeframe.parse(code) for code in ("1m", "1h", "3d", "1w", "1M")])
 

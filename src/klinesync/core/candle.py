@@ -20,8 +20,9 @@ MAX_VALUE = 1e100
 # Largest relative difference that counts as a rounding: the exchange adds volumes in another order than we do.
 # Followers that have such a candle are not sent it again.
 ROUNDING = 1e-9
-# Largest number of trades: the largest integer that every JSON reader keeps.
-MAX_TRADES = 2**53 - 1
+# Largest number of trades. No market has more, and the sum of the minutes of 366 days, the longest derived candle,
+# stays below 2**53, up to which every JSON reader keeps integers.
+MAX_TRADES = 10**10
 # Number of leading fields of a candle that every source gives: open time, prices and volume.
 OHLCV = 6
 # Largest relative amount by which a taker-buy part may exceed its whole: both are rounded sums.
@@ -154,16 +155,18 @@ def with_sound_flow(candle: Candle) -> Candle:
 
 def replacing(stored: Candle, arriving: Candle) -> Candle:
     """The candle to store when `arriving` comes for the open time of `stored`: order flow that it lacks is kept where
-    prices and volume are the same, because a source without order flow does not contradict it."""
+    prices and volume are the same, because a source without order flow does not contradict it. Nothing is kept where
+    both together would be no valid candle (a taker-buy part larger than the arriving whole)."""
     if None not in arriving or arriving.ohlcv != stored.ohlcv:
         return arriving
     quote, trades, taker, taker_quote = arriving.flow
-    return arriving._replace(
+    whole = arriving._replace(
         quote_volume=stored.quote_volume if quote is None else quote,
         trades=stored.trades if trades is None else trades,
         taker_buy_volume=stored.taker_buy_volume if taker is None else taker,
         taker_buy_quote_volume=stored.taker_buy_quote_volume if taker_quote is None else taker_quote,
     )
+    return whole if _values_are_sound(whole) else arriving
 
 
 def agree(one: Candle, other: Candle, tolerance: float = 0.0) -> bool:
