@@ -127,6 +127,20 @@ async def test_other_values_and_late_fills_are_told_as_revised(
         assert await all_of(database, BTC) == [candle(1), candle(2), candle(3, close=1.5), candle(4)]
 
 
+@pytest.mark.parametrize("stored", [[], candles(1), candles(0, 2)])
+async def test_candles_of_one_time_in_a_batch_are_as_if_each_were_written_by_itself(
+    make: Callable[[Path], Database], tmp_path: Path, stored: list[Candle]
+) -> None:
+    full = candle(1)._replace(quote_volume=1.0, trades=1)
+    async with make(tmp_path / "store.sqlite") as database:
+        await write(database, BTC, stored)
+        written = await write(database, BTC, [full, candle(1)])
+        assert written.candles == (full,)
+        assert full in await all_of(database, BTC)
+        await write(database, BTC, [candle(1, close=1.5)._replace(trades=2), candle(1, close=1.7)])
+        assert candle(1, close=1.7) in await all_of(database, BTC)
+
+
 async def test_what_differs_by_a_rounding_is_written_and_told_to_nobody(
     make: Callable[[Path], Database], tmp_path: Path
 ) -> None:

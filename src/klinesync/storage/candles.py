@@ -251,7 +251,8 @@ class CandleStore:
         """Store closed candles. Only within `Database.write`.
 
         series: of the candles.
-        candles: in any order; of two with one open time the later one in the sequence counts.
+        candles: in any order; of two with one open time the later one replaces the earlier one, as if each were written
+            by itself.
         origin: source and time.
 
         Candles that are stored with the same values change nothing and are not reported; a candle that had other values
@@ -260,7 +261,10 @@ class CandleStore:
         if len(candles) == 1:
             ascending = list(candles)
         else:
-            ascending = [by_time for _, by_time in sorted({candle.time: candle for candle in candles}.items())]
+            by_time = {candle.time: candle for candle in candles}
+            if len(by_time) < len(candles):
+                by_time = _one_after_the_other(candles, origin)
+            ascending = [candle for _, candle in sorted(by_time.items())]
         if not ascending:
             return Applied(series, (), frozenset(), commit=self.commit())
         facts = self._facts(series) or self._add_series(series, origin)
@@ -445,6 +449,15 @@ class CandleStore:
 def _between(after: int | None, before: int | None) -> Span:
     """The open times between both (exclusive)."""
     return Span(0 if after is None else after + 1, MAX_TIME + 1 if before is None else before)
+
+
+def _one_after_the_other(candles: Sequence[Candle], origin: Origin) -> dict[int, Candle]:
+    """The candle that remains of each open time when all are written in this order."""
+    by_time: dict[int, Candle] = {}
+    for candle in candles:
+        was = by_time.get(candle.time)
+        by_time[candle.time] = candle if was is None else origin.replacing(was, candle)
+    return by_time
 
 
 def _as_gap(row: Row) -> Gap:
