@@ -39,6 +39,8 @@ from klinesync.storage.candles import CandleStore
 WINDOW_CANDLES = 20_000
 # Most stored candles with order flow between two candles without that one request covers.
 MAX_BETWEEN = 500
+# Candles without order flow after which a source that has brought none at all is asked no more.
+MAX_WITHOUT_FLOW = 500
 # The source of the values.
 SOURCE = "enrich"
 
@@ -46,6 +48,27 @@ SOURCE = "enrich"
 ReadStored = Callable[[SeriesId, int], Awaitable[Sequence[Candle]]]
 # The pages of one source that open in a span.
 Source = Callable[[SeriesId, Span], AsyncGenerator[HistoryPage, None]]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A source of one pass. `without`: its candles so far, while none had order flow; None once one had."""
+
+    least_candles: int
+    pages: Source
+    without: int | None = 0
+
+    def count(self, candle: Candle) -> None:
+        """Count a candle of the source."""
+        if candle.flow != NO_FLOW:
+            self.without = None
+        elif self.without is not None:
+            self.without += 1
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether the source has brought many candles, and order flow of none. Of a few an exchange may have none."""
+        return self.without is not None and self.without >= MAX_WITHOUT_FLOW
 
 
 @dataclass(slots=True)
@@ -144,17 +167,17 @@ async def enrich_series(
     """
     different: set[int] = set()
     since = span.start - 1
-    useful = list(sources)
+    useful = [_Asked(least, pages) for least, pages in sources]
     while window := await read(series, since):
         since = window[-1].time
         lacking = {candle.time: candle for candle in window if None in candle and candle.time < span.end}
         for part in list(_parts(series, lacking)):  # `lacking` changes meanwhile
             for source in list(useful):
-                least, pages = source
                 inside = [time for time in lacking if part.start <= time < part.end]
-                if not inside or series.timeframe.count(*part) < least:
+                if not inside or series.timeframe.count(*part) < source.least_candles:
                     continue
-                if not await _fill(series, part, pages, lacking, different, put, done):
+                await _fill(series, part, source, lacking, different, put, done)
+                if source.is_useless:
                     useful.remove(source)
         done.remaining += len(lacking)
         say(f"{series}: order flow of {counted(done.enriched, 'candle')}, up to {date_text(since)}")
@@ -183,22 +206,20 @@ def _parts(series: SeriesId, lacking: Mapping[int, Candle]) -> Iterator[Span]:
 async def _fill(
     series: SeriesId,
     span: Span,
-    pages: Source,
+    source: _Asked,
     lacking: dict[int, Candle],
     different: set[int],
     put: Put,
     done: Enriched,
-) -> bool:
+) -> None:
     """Fill in what one source has, remove complete candles from `lacking`, and add the open times of candles with other
-    prices to `different`. Returns False when the source has candles of the span, and no order flow at all."""
-    candles = flows = 0
-    async with aclosing(pages(series, span)) as read:
+    prices to `different`. A source that turns out to be useless is not read to the end."""
+    async with aclosing(source.pages(series, span)) as read:
         async for page in read:
             by_time: dict[int, Candle] = {}  # an answer may have a row twice
             for candle in page.candles:
                 stored = by_time.get(candle.time) or lacking.get(candle.time)
-                candles += 1
-                flows += candle.flow != NO_FLOW
+                source.count(candle)
                 if stored is None or not span.start <= candle.time < span.end:
                     continue
                 if not agree(stored, candle):
@@ -213,4 +234,5 @@ async def _fill(
                     lacking[whole.time] = whole
                 else:
                     del lacking[whole.time]
-    return not candles or flows > 0
+            if source.is_useless:
+                return
