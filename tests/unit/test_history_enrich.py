@@ -7,7 +7,7 @@ import pytest
 from klinesync.cli import history_store
 from klinesync.cli.history_enrich import Enriched, enrich_series
 from klinesync.core.candle import Candle
-from klinesync.core.errors import Rejected
+from klinesync.core.errors import NotListed, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import HistoryPage
@@ -81,6 +81,17 @@ async def test_a_source_without_order_flow_is_not_read_to_the_end() -> None:
     done = await enriched(stored, has_flow=lambda _: False, page=400, read_pages=pages)
     assert done == Enriched(str(BTC), remaining=5000)
     assert pages == [400, 400]
+
+
+async def test_a_series_that_its_exchange_no_longer_lists_does_not_end_the_pass(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def has_flow(_: int) -> bool:
+        raise NotListed(f"{BTC}: the exchange lists it no more")
+
+    stored = {60 * at: bare(at) for at in range(3)}
+    assert await enriched(stored, has_flow=has_flow) == Enriched(str(BTC), remaining=3)
+    assert capsys.readouterr().err == f"klinesync: {BTC}: the exchange lists it no more\n"
 
 
 def test_a_factor_that_cannot_be_loaded_may_read_order_flow(monkeypatch: pytest.MonkeyPatch) -> None:

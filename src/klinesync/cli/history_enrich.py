@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from klinesync.cli.service_client import service_client
 from klinesync.core.candle import MAX_TIME, NO_FLOW, Candle, agree, replacing
 from klinesync.core.counted import counted
 from klinesync.core.dates import date_text
+from klinesync.core.errors import NotListed
+from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
@@ -176,7 +179,12 @@ async def enrich_series(
                 inside = [time for time in lacking if part.start <= time < part.end]
                 if not inside or series.timeframe.count(*part) < source.least_candles:
                     continue
-                await _fill(series, part, source, lacking, different, put, done)
+                try:
+                    await _fill(series, part, source, lacking, different, put, done)
+                except NotListed as error:  # a delisted symbol, say: other series go on
+                    print(printable(f"klinesync: {error}"), file=sys.stderr)
+                    useful.remove(source)
+                    continue
                 if source.is_useless:
                     useful.remove(source)
         done.remaining += len(lacking)
