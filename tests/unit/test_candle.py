@@ -12,6 +12,7 @@ from klinesync.core.candle import (
     MAX_VALUE,
     Candle,
     Forming,
+    agree,
     check_candle,
     check_not_future,
     check_values,
@@ -106,7 +107,9 @@ def test_order_flow_is_not_kept_beside_what_it_contradicts(
     stored: dict[str, float], arriving: dict[str, float]
 ) -> None:
     now = SOUND._replace(**arriving)  # type: ignore[arg-type]  # by name
-    assert replacing(SOUND._replace(**stored), now) is now  # type: ignore[arg-type]
+    was = SOUND._replace(**stored)  # type: ignore[arg-type]
+    assert replacing(was, now) is now
+    assert not agree(was, now), "a revision, not an enrichment"
 
 
 async def test_a_forming_candle_cannot_be_written(tmp_path: Path) -> None:

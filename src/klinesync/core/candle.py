@@ -159,22 +159,33 @@ def replacing(stored: Candle, arriving: Candle) -> Candle:
     both together would be no valid candle (a taker-buy part larger than the arriving whole)."""
     if None not in arriving or arriving.ohlcv != stored.ohlcv:
         return arriving
+    whole = _completed(stored, arriving)
+    return whole if _values_are_sound(whole) else arriving
+
+
+def _completed(stored: Candle, arriving: Candle) -> Candle:
+    """`arriving` with the order flow of `stored` where it lacks its own."""
     quote, trades, taker, taker_quote = arriving.flow
-    whole = arriving._replace(
+    return arriving._replace(
         quote_volume=stored.quote_volume if quote is None else quote,
         trades=stored.trades if trades is None else trades,
         taker_buy_volume=stored.taker_buy_volume if taker is None else taker,
         taker_buy_quote_volume=stored.taker_buy_quote_volume if taker_quote is None else taker_quote,
     )
-    return whole if _values_are_sound(whole) else arriving
 
 
 def agree(one: Candle, other: Candle, tolerance: float = 0.0) -> bool:
     """Whether no value of one candle contradicts the other's, beyond a relative `tolerance`. Order flow that is missing
-    contradicts nothing."""
-    return one == other or all(
-        mine == theirs or mine is None or theirs is None or (tolerance > 0 and isclose(mine, theirs, rel_tol=tolerance))
-        for mine, theirs in zip(one, other, strict=True)
+    contradicts nothing; a taker-buy part contradicts a smaller whole."""
+    return one == other or (
+        all(
+            mine == theirs
+            or mine is None
+            or theirs is None
+            or (tolerance > 0 and isclose(mine, theirs, rel_tol=tolerance))
+            for mine, theirs in zip(one, other, strict=True)
+        )
+        and (None not in one or None not in other or _values_are_sound(_completed(one, other)))
     )
 
 
