@@ -13,10 +13,12 @@ from pathlib import Path
 import apsw
 import pytest
 
+from klinesync.cli.history_store import stored_derived_step
 from klinesync.core.candle import MAX_TIME, NO_FLOW, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data import store_scrub
 from klinesync.market_data.store_scrub import StoreScrub
+from klinesync.runtime.flags import load_flags
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.chunks import FORMAT, format_of
 from klinesync.storage.records import Origin
@@ -133,3 +135,12 @@ async def test_a_damaged_chunk_of_an_earlier_format_stays_and_the_others_are_pac
     connection = apsw.Connection(str(old), flags=apsw.SQLITE_OPEN_READONLY)
     assert [chunk for chunk, number in formats_of(connection).items() if number == 0] == [first]
     connection.close()
+
+
+def test_a_command_computes_the_derived_timeframes_of_a_store_that_it_will_migrate(old: Path) -> None:
+    """The flags are for a new store."""
+    bytes_before = old.read_bytes()
+    step = stored_derived_step(load_flags({"database_url": f"sqlite:///{old}", "derived_timeframes": "15m"}))
+    assert [target.code for target in step.targets] == ["5m", "1h"]
+    assert old.read_bytes() == bytes_before
+    assert list(old.parent.iterdir()) == [old]

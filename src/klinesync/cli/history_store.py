@@ -109,10 +109,11 @@ def stored_derived_step(flags: RuntimeFlags, url: str | None = None) -> DerivedS
     if url is not None or not is_file(path):
         return step
     try:
-        with SqliteReader(path) as store:
+        # The writer opens the store next, and migrates an old schema: that has the derived timeframes too.
+        with SqliteReader(path, older=True) as store:
             settings, dormant = store.read(_derivations)
     except StoreError:
-        return step  # the writer opens the store next, and migrates an old schema or raises the error
+        return step  # the writer opens the store next, and raises the error
     if settings is not None:
         step = DerivedStep(*settings)
     step.dormant = {series: base for series, base in dormant.items() if series.timeframe not in step.targets}

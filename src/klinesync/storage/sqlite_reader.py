@@ -88,10 +88,15 @@ def look_into(reader: apsw.Connection, memory: Memory, look: Callable[[CandleSto
 
 class SqliteReader:
     """Looks into a store beside the process that writes it, if there is one. `with` opens and closes it; used by one
-    thread. Nothing is changed, the schema neither."""
+    thread. Nothing is changed, the schema neither.
 
-    def __init__(self, path: Path) -> None:
+    path: of the store.
+    older: whether a store of an earlier version is opened too, to read what that version has; False by default.
+    """
+
+    def __init__(self, path: Path, *, older: bool = False) -> None:
         self.path = path
+        self._older = older
         self.damage = DamageBoard()
         self._memory = Memory(writes=False, damage=self.damage)
         self._connection: apsw.Connection | None = None
@@ -165,7 +170,7 @@ class SqliteReader:
         check_owner(connection, self.path)
         version, known = version_of(connection), len(migrations())
         refuse_newer(self.path, version, known)
-        if version != known:
+        if version != known and not (self._older and version):
             what = f"has schema version {version}, and this klinesync reads {known}" if version else "is no store yet"
             raise StoreError(f"{self.path} {what}; `klinesync serve` brings it up to date")
 
