@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from klinesync.client.tables import WirePage
+from klinesync.core.candle import MAX_TRADES
 
 SOUND = {"candle_time": 60, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": 0.0}
 
@@ -21,9 +22,9 @@ def test_a_page_is_an_array_of_its_candles() -> None:
 
 
 def test_order_flow_that_is_not_told_is_nan() -> None:
-    page = decoded(SOUND | {"quote_volume": 0.5, "trades": 2**53 - 1}, SOUND)
+    page = decoded(SOUND | {"quote_volume": 0.5, "trades": MAX_TRADES}, SOUND)
     assert str(page.full_table().tolist()) == (
-        "[(60, 1.0, 2.0, 0.5, 1.5, 0.0, 0.5, 9007199254740991.0, nan, nan), "
+        f"[(60, 1.0, 2.0, 0.5, 1.5, 0.0, 0.5, {float(MAX_TRADES)}, nan, nan), "
         "(60, 1.0, 2.0, 0.5, 1.5, 0.0, nan, nan, nan, nan)]"
     )
     assert page.table().tolist() == [(60, 1.0, 2.0, 0.5, 1.5, 0.0)] * 2

@@ -164,8 +164,8 @@ def test_all_tasks_of_the_service_begin_through_one_function() -> None:
         "runtime/bulkheads.py": 1,
         "pipelines/ingest_pipeline.py": 1,  # finishes a transaction that was cancelled
         "market/runtime.py": 1,  # the writer
-        "history/files/importing.py": 3,  # a command: its progress, and the steps of a reader
-        "history/files/sources.py": 1,  # one step of a file's reader, awaited at once
+        "history/files/importing.py": 2,  # a command: its progress, and the steps of a reader
+        "history/files/readers.py": 1,  # one step of a file's reader, awaited at once
         "exchanges/ccxt/streams.py": 1,  # the next push of a stream, awaited by the task of its series
     }
     found = {}

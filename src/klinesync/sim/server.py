@@ -393,7 +393,9 @@ class SimServer:
         try:
             await socket.prepare(request)
         except ConnectionResetError:
-            return socket  # the client has left before its handshake was answered
+            # The client has left before its handshake was answered. The server would close a socket; an answer that
+            # nobody takes is dropped.
+            return web.Response()
         transport = request.transport
         if transport is None:
             return socket
