@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -75,6 +76,27 @@ async def running(*arguments: str, log: Path, env: Mapping[str, str] | None = No
         yield Running(process)
     finally:
         await process.end()
+
+
+@asynccontextmanager
+async def running_anew(*arguments: str, log: Path, env: Mapping[str, str]) -> AsyncIterator[Running]:
+    """As `running`, in a new interpreter: for an `env` that modules read when they are loaded (`SSL_CERT_FILE`)."""
+    with log.open("ab") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "klinesync",
+            *arguments,
+            env=environment(**env),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+        )
+    try:
+        yield Running(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
 
 
 def serve_arguments(exchange: str, store: Path) -> list[str]:

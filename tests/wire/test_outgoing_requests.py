@@ -29,7 +29,7 @@ from klinesync.runtime.http_client import HttpClient, Redirected
 from klinesync.runtime.proxies import Proxies, Proxy
 from klinesync.sim.server import SimConfig, SimServer
 from support.outgoing import forward_proxy, signpost, tls_front
-from support.processes import running, serve_arguments
+from support.processes import running_anew, serve_arguments
 from support.upstream import PATIENCE_S, plain_id
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -132,7 +132,7 @@ async def test_the_service_reaches_an_exchange_behind_a_proxy_by_tls(tmp_path: P
         async with tls_front(port, tmp_path) as (front, certificate), forward_proxy(https=front) as proxy:
             env = {"HTTPS_PROXY": proxy.url, "NO_PROXY": "unused.example", "SSL_CERT_FILE": str(certificate)}
             arguments = serve_arguments("https://api.exchange.test", tmp_path / "store.sqlite")
-            async with running(*arguments, log=log, env=env) as service:
+            async with running_anew(*arguments, log=log, env=env) as service:
                 await service.address("serves")
                 async with asyncio.timeout(PATIENCE_S):
                     while not (await state_of(exchange))["connections"]:
