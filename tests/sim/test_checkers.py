@@ -214,7 +214,9 @@ def let_an_older_frame_revert_a_revision(patch: pytest.MonkeyPatch) -> None:
 
 def do_not_mark_revisions(patch: pytest.MonkeyPatch) -> None:
     closed = protocol.candle_closed
-    patch.setattr(protocol, "candle_closed", lambda series, candle, revised=False: closed(series, candle))
+    patch.setattr(
+        protocol, "candle_closed", lambda series, candle, revised=False, full=False: closed(series, candle, full=full)
+    )
 
 
 def publish_a_repeat(patch: pytest.MonkeyPatch) -> None:
