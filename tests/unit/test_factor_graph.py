@@ -20,8 +20,12 @@ from klinesync.factor.plugin import (
     Json,
     Seen,
     Upstream,
+    state_of,
 )
 from klinesync.factor.structure import structure
+from klinesync.market import parts_writing
+from klinesync.market.settings import ledger_settings
+from klinesync.runtime.flags import load_flags
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -106,6 +110,45 @@ def test_a_factor_whose_state_cannot_be_stored_is_refused() -> None:
 
     with pytest.raises(BadFactor, match="factor opaque: its state cannot be stored"):
         FactorGraph([Opaque()])
+
+
+def fail(_candle: Candle) -> Sequence[Event]:
+    raise ValueError("too many values to unpack (expected 3, got 10)")
+
+
+class Unpacking(Counting):
+    """As the factors of before candles had order flow."""
+
+    def advance(self, state: Count, candle: Candle, upstream: Upstream) -> tuple[Count, Sequence[Event]]:
+        if "ema_21" in upstream:
+            state_of(upstream, "ema_21", dict)["ema_21"]
+        _time, _open, _high, _low, _close, _volume = candle  # type: ignore[misc]
+        return super().advance(state, candle, upstream)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        [Unpacking("old")],
+        [Unpacking("old", ("a", "ema_21")), Counting("a")],
+        [Counting("a", say=fail), Unpacking("old")],
+    ],
+    ids=["alone", "above others", "behind one that fails"],
+)
+def test_a_factor_that_unpacks_six_values_is_refused_with_what_to_do(beside: list[Counting]) -> None:
+    sentence = r"^factor old: it unpacks a candle into 6 values, and a candle has 10; unpack candle\.ohlcv, or read"
+    with pytest.raises(BadFactor, match=sentence):
+        FactorGraph(beside, outside=("ema_21",)).refuse_unpacking()
+
+
+def test_the_start_refuses_a_factor_that_unpacks_six_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_writing, "load_factors", lambda _: [Unpacking("old")])
+    with pytest.raises(BadFactor, match="factor old: it unpacks"):
+        parts_writing.ledger_step(ledger_settings(load_flags()))
+
+
+def test_a_factor_that_fails_for_another_reason_is_not_refused() -> None:
+    FactorGraph([Counting("a", say=fail), Counting("b", ("a",))]).refuse_unpacking()
 
 
 def test_each_factor_comes_after_what_it_depends_on_and_otherwise_by_name() -> None:

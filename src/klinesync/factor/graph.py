@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from heapq import heapify, heappop, heappush
 from itertools import repeat
-from math import isfinite
+from math import isfinite, nan
 from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from klinesync.core.candle import Candle
+from klinesync.core.candle import OHLCV, Candle
 from klinesync.core.decoding import reason_of
 from klinesync.factor.plugin import (
     AnyFactor,
@@ -73,6 +74,18 @@ class FactorGraph:
         except Exception as error:
             raise BadFactor(factor.name, f"its state cannot be stored: {type(error).__name__}: {error}") from error
         return first
+
+    def refuse_unpacking(self) -> None:
+        """Compute a candle, to find a factor from before candles had order flow that unpacks six fields. Raises
+        `BadFactor`. Other faults are those of the first real candle, and are handled there."""
+        nothing_yet: Upstream = dict.fromkeys(self.outside, Seen(defaultdict(lambda: nan)))
+        try:
+            self.advance(self._seed, _PROBE, nothing_yet)
+        except FactorFault as fault:
+            if isinstance(fault.error, ValueError) and str(fault.error).startswith(_UNPACKS_SIX):
+                what = f"it unpacks a candle into {OHLCV} values, and a candle has {len(Candle._fields)}"
+                raise BadFactor(fault.factor, f"{what}; unpack candle.ohlcv, or read the fields by name") from fault
+            self.without(fault.factor).refuse_unpacking()
 
     @property
     def fingerprint(self) -> str:
@@ -231,6 +244,8 @@ def _nodes(factors: Sequence[AnyFactor]) -> list[_Node]:
 
 
 _NOTHING: Upstream = {}
+_PROBE = Candle(0, 1.0, 1.0, 1.0, 1.0, 0.0)
+_UNPACKS_SIX = f"too many values to unpack (expected {OHLCV}"
 
 
 def _ordered(factors: Sequence[AnyFactor], outside: Collection[str]) -> list[AnyFactor]:

@@ -116,7 +116,8 @@ def ledger_step(settings: LedgerSettings) -> LedgerStep:
     factors = FactorGraph(
         load_factors(FactorSettings(settings.pivot_window_major, settings.pivot_window_minor, names)), names
     )
+    guard = Watchdog()
+    with guard:
+        factors.refuse_unpacking()
     overlays = OverlayGraph(load_overlays(), factors.names)
-    return LedgerStep(
-        factors, overlays, settings.indicators, max_candles=settings.advance_max_candles, guard=Watchdog()
-    )
+    return LedgerStep(factors, overlays, settings.indicators, max_candles=settings.advance_max_candles, guard=guard)
