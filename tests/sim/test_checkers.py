@@ -280,37 +280,21 @@ def show_every_forming(patch: pytest.MonkeyPatch) -> None:
 
 
 def send_batches_to_all(patch: pytest.MonkeyPatch) -> None:
-    made = Subscription.__init__
-
-    def generous(
-        self: Subscription,
-        series: SeriesId,
-        since: int | None,
-        *,
-        supports_batch: bool,
-        what: frozenset[str],
-        full: bool,
-    ) -> None:
-        made(self, series, since, supports_batch=True, what=what, full=full)
-
-    patch.setattr(Subscription, "__init__", generous)
+    subscribe_with(patch, supports_batch=True)
 
 
 def send_order_flow_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    subscribe_with(patch, full=False)
+
+
+def subscribe_with(patch: pytest.MonkeyPatch, **wanted: bool) -> None:
+    """Every subscription wants this, whatever its client asks for."""
     made = Subscription.__init__
 
-    def short(
-        self: Subscription,
-        series: SeriesId,
-        since: int | None,
-        *,
-        supports_batch: bool,
-        what: frozenset[str],
-        full: bool,
-    ) -> None:
-        made(self, series, since, supports_batch=supports_batch, what=what)
+    def other(self: Subscription, series: SeriesId, since: int | None, **asked: Any) -> None:
+        made(self, series, since, **asked | wanted)
 
-    patch.setattr(Subscription, "__init__", short)
+    patch.setattr(Subscription, "__init__", other)
 
 
 def roll_up_otherwise(patch: pytest.MonkeyPatch) -> None:

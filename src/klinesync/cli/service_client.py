@@ -65,23 +65,6 @@ class _Report(msgspec.Struct):
     current_missing_candles: int | None
 
 
-class _StoredCandle(msgspec.Struct):
-    candle_time: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    quote_volume: float | None = None
-    trades: int | None = None
-    taker_buy_volume: float | None = None
-    taker_buy_quote_volume: float | None = None
-
-
-class _Page(msgspec.Struct):
-    candles: list[_StoredCandle]
-
-
 class _Health(msgspec.Struct):
     now_time: int
     backfill: _Report
@@ -115,12 +98,14 @@ class ServiceClient:
     async def stored(self, series: SeriesId, since: int) -> list[Candle]:
         """The oldest stored candles of a series after `since`, ascending, with order flow. Raises `Rejected` for a
         series that the service does not know."""
+        from klinesync.client.tables import WirePage  # with numpy, which other questions do not need
+
         wanted = {"series_id": str(series), "since": str(max(0, since)), "limit": str(POST_CANDLES), "fields": "full"}
         status, text = await self._ask("GET", "/api/market/candles", wanted)
         if status in (404, 422):
             raise Rejected(_detail(text))
         self._check(status, text)
-        return [Candle(*msgspec.structs.astuple(row)) for row in _decoded(text, _Page).candles]
+        return [row.candle() for row in _decoded(text, WirePage).candles]
 
     async def now(self, series: SeriesId) -> int:
         """The service's time (UTC seconds), by which candles of a series must have closed; without health of the series
