@@ -81,6 +81,7 @@ reference: .venv/.dev
 bench: setup
 	$(BIN)/python benchmarks/sim_load.py
 	$(BIN)/python benchmarks/write_path.py
+	$(BIN)/python benchmarks/chunks.py
 	$(BIN)/python benchmarks/import_files.py
 	$(BIN)/python benchmarks/derived.py
 	$(BIN)/python benchmarks/indicators.py
