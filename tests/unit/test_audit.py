@@ -15,20 +15,15 @@ from klinesync.pipelines.submissions import Empty
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 NOW_S = 60 * 1000 + AUDIT_AGE_S
+ReadHistory = Callable[[SeriesId, int, Errand, int | None], AsyncGenerator[HistoryPage, None]]
 Submit = Callable[[SeriesId, Sequence[Candle], str, Empty], Awaitable[Applied]]
 
 
-async def audited(pages: Sequence[HistoryPage], submit: Submit) -> Audit:
-    """An audit of a series that is stored from 0 on, over these pages of the exchange."""
-
-    async def history(
-        series: SeriesId, start: int, errand: Errand, end: int | None
-    ) -> AsyncGenerator[HistoryPage, None]:
-        for page in pages:
-            yield page
+async def audited_over(history: ReadHistory, stored: Span | None, submit: Submit) -> Audit:
+    """One audit of a series, after it was done."""
 
     async def stored_span(_: SeriesId) -> Span | None:
-        return Span(0, 60 * 2000)
+        return stored
 
     audit = Audit(
         history,
@@ -43,6 +38,18 @@ async def audited(pages: Sequence[HistoryPage], submit: Submit) -> Audit:
     return audit
 
 
+async def audited(pages: Sequence[HistoryPage], submit: Submit) -> Audit:
+    """An audit of a series that is stored from 0 on, over these pages of the exchange."""
+
+    async def history(
+        series: SeriesId, start: int, errand: Errand, end: int | None
+    ) -> AsyncGenerator[HistoryPage, None]:
+        for page in pages:
+            yield page
+
+    return await audited_over(history, Span(0, 60 * 2000), submit)
+
+
 async def look_at(stored: Span | None) -> list[tuple[int, int | None]]:
     asked: list[tuple[int, int | None]] = []
 
@@ -52,22 +59,10 @@ async def look_at(stored: Span | None) -> list[tuple[int, int | None]]:
         asked.append((start, end))
         yield HistoryPage([], [])
 
-    async def stored_span(_: SeriesId) -> Span | None:
-        return stored
-
     async def submit(series: SeriesId, candles: Sequence[Candle], name: str, empty: Empty) -> Applied:
         return Applied(series, (), frozenset())
 
-    audit = Audit(
-        history,
-        series=lambda: [BTC],
-        stored=stored_span,
-        not_streamed_since=lambda _, candles, __: candles,
-        submit=submit,
-        now_ms=lambda _: NOW_S * 1000,
-        interval_s=1.0,
-    )
-    await audit.audit(BTC)
+    await audited_over(history, stored, submit)
     return asked
 
 

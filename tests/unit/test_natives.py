@@ -118,8 +118,9 @@ async def world_on(path: Path, source: SeriesId | None = FIVES) -> AsyncIterator
             await asyncio.wait(tasks)
 
 
-async def test_a_native_candle_that_is_not_shown_yet_is_retried_alone(tmp_path: Path) -> None:
-    async with world_on(tmp_path) as world:
+@pytest.mark.parametrize("source", [FIVES, BASE], ids=["its own", "folded from its parts"])
+async def test_a_native_candle_that_is_not_shown_yet_is_retried_alone(tmp_path: Path, source: SeriesId) -> None:
+    async with world_on(tmp_path, source) as world:
         world.shown, world.shown_later = set(range(90, 99)), {99}
         world.history.submit(wanted(90))
         await world.until(lambda: not world.history.needs_of(FIVES))
@@ -178,16 +179,6 @@ async def test_candles_of_a_timeframe_that_the_exchange_lacks_are_folded_the_new
         stored = await world.database.read(lambda store: store.oldest(FIVES, 1, since=-1))
         assert stored == [Candle(85 * STEP_S, 1.0, 2.0, 0.5, 1.5, 15.0)]
         assert await world.database.read(lambda store: store.span(BASE)) == Span(BEGIN, BEGIN + 60), "no part is stored"
-
-
-async def test_a_folded_candle_whose_parts_are_not_shown_yet_is_asked_for_again_alone(tmp_path: Path) -> None:
-    async with world_on(tmp_path, BASE) as world:
-        world.shown, world.shown_later = set(range(90, 99)), {99}
-        world.history.submit(wanted(90))
-        await world.until(lambda: not world.history.needs_of(FIVES))
-        assert world.asked[0] == (90, 100)
-        assert set(world.asked[1:]) == {(99, 100)}
-        assert await world.stored() == list(range(90, 100))
 
 
 async def test_an_exchange_without_candles_that_can_be_folded_is_not_asked_for_any(tmp_path: Path) -> None:
