@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from klinesync.core.candle import NO_FLOW, Candle, agree, check_candle, check_not_future, with_sound_flow
@@ -85,6 +86,8 @@ def in_order(rows: Sequence[Candle], timeframe: Timeframe) -> bool:
 
 
 @given(st.lists(st.lists(candles | traded_candles, max_size=8), max_size=4), timeframes)
+@example([[Candle(0, 1.0, 1.0, 1.0, 1.0, 1.0, quote_volume=sys.float_info.max)]], MINUTE)
+@example([[Candle(0, 1.0, 1.0, 1.0, 1.0, sys.float_info.max, taker_buy_volume=1.0)]], MINUTE)
 def test_good_rows_are_valid_candles_in_any_order(batches: list[list[Candle]], timeframe: Timeframe) -> None:
     judge = Judge(timeframe, NOW)
     passed = judge.in_order(map(columns, batches), 100).candles()

@@ -143,7 +143,7 @@ class ServiceClient:
         base = SeriesId.parse(begun.series_id)
         progress = BackfillProgress(base, span, begun.missing_candles, begun.missing_candles, 0, 0.0)
         latest = begun
-        running = begun.missing_candles > 0
+        running, ours = begun.missing_candles > 0, True
         while running:
             status, text = await self._ask("GET", "/api/market/health", {"series_id": str(base)})
             if status == 404:
@@ -151,7 +151,8 @@ class ServiceClient:
             self._check(status, text)
             report = _decoded(text, _Health).backfill
             running = report.state == "running"
-            if report.reason == BACKFILL:  # otherwise the report is about another read of the series
+            ours = report.reason == BACKFILL  # otherwise the report is about another read of the series
+            if ours:
                 missing = progress.missing if report.current_missing_candles is None else report.current_missing_candles
                 progress = replace(progress, missing=missing, candles=report.candles or 0, trouble=report.error)
             progress = replace(progress, elapsed_s=SYSTEM_CLOCK.monotonic_s() - began_s)
@@ -161,6 +162,9 @@ class ServiceClient:
         # A second request returns what is still missing; stored candles are not read again.
         if begun.missing_candles:
             latest = await self._begin(series, *span)
+        if not ours:
+            # Another read began before the last report: its count is that of the report before.
+            progress = replace(progress, candles=begun.missing_candles - latest.missing_candles - latest.lost_candles)
         return replace(
             progress,
             missing=latest.missing_candles,

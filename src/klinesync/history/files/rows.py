@@ -313,11 +313,14 @@ def _unsound_flow(volume: Floats, flow: Flow) -> Flags:
     """Rows whose order flow `core.candle` refuses. NaN fails every comparison."""
     quote, trades, taker, taker_quote = flow
     most = 1 + TAKER_TOLERANCE
+    with np.errstate(over="ignore"):  # infinity, which no part exceeds; the whole itself is refused as too large
+        most_volume = volume * most
+        most_quote = np.where(np.isnan(quote), MAX_VALUE, quote * most)
     unsound: Flags = (
         (quote < 0.0) | (quote > MAX_VALUE)
         | (trades < 0.0) | (trades > MAX_TRADES) | (trades > np.floor(trades))
-        | (taker < 0.0) | (taker > volume * most)
-        | (taker_quote < 0.0) | (taker_quote > np.where(np.isnan(quote), MAX_VALUE, quote * most))
+        | (taker < 0.0) | (taker > most_volume)
+        | (taker_quote < 0.0) | (taker_quote > most_quote)
     )  # fmt: skip
     return unsound
 
