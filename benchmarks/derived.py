@@ -1,10 +1,10 @@
-"""What derived candles cost: a long run of minutes rolled up, and one forming tick or closed minute.
+"""The cost of derived candles: a long run of minutes rolled up, and one forming tick or closed minute.
 
     python benchmarks/derived.py --days 90
 
-Synthetic minutes without holes, and with one in a hundred missing. No store: this is the folding alone, in CPU time.
-The roll-up is measured with what an import does beside it: finding what is missing, and leaving out the buckets that
-are incomplete.
+Synthetic minutes without holes, and with one in a hundred missing. No store: folding alone, in CPU time. The roll-up is
+measured with the other work of an import on these candles: finding the missing minutes, and leaving out the incomplete
+buckets.
 """
 
 from __future__ import annotations

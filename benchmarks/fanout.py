@@ -40,7 +40,7 @@ FIRST = 1_700_000_040
 ROUNDS = 4
 # Messages of one round to all clients together, so that a round takes about half a second.
 ROUND_MESSAGES = 50_000
-# A service that follows nothing, with an exchange that cannot be asked.
+# A service that follows nothing; its exchange is unreachable.
 SWITCHES = ("whitelist_ingest", "ondemand_ingest", "market_gap_backfill", "market_auto_tail_backfill")
 ALONE = {f"enable_{switch}": "off" for switch in SWITCHES} | {
     f"binance_{market}_{kind}_url": f"{scheme}://127.0.0.1:9"

@@ -1,10 +1,10 @@
-"""What it costs to follow an exchange: one service, the simulated exchange at speed 1, all of a market's symbols.
+"""The cost of following an exchange: one service, the simulated exchange at speed 1, all symbols of a market.
 
     python benchmarks/follow_exchange.py --symbols 1000 --seconds 130
 
 Both run as processes of their own, as a user starts them. Measured: the start-up sweep (from the start of the process
-until every series is up to date), then the service's CPU and memory while it follows, and the time from a minute's
-end on the exchange to the last closed candle at a client that watches every series. Linux only (/proc).
+until every series is up to date), then the service's CPU and memory while it follows, and the time from a minute's end
+on the exchange to the last closed candle at a client that watches every series. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ async def run(symbols: int, seconds: float, history: int, market: str) -> None:
         url = await address(exchange)
         async with aiohttp.ClientSession(url) as session, session.get("/sim/state") as answer:
             ids = (await answer.json())["markets"][market]
-        names = [f"binance:{market}:{one.removesuffix('USDT')}/USDT:1m" for one in ids]
+        names = [f"binance:{market}:{id_.removesuffix('USDT')}/USDT:1m" for id_ in ids]
         whitelist = Path(folder) / "whitelist.json"
         whitelist.write_text(json.dumps({"series_ids": names}))
         ws_url = url.replace("http", "ws")

@@ -1,10 +1,10 @@
-"""What an import costs: months of minutes from archive zips and from freqtrade's feather into a durable store.
+"""The speed of an import: months of minutes from archive zips and from freqtrade's feather into a durable store.
 
     python benchmarks/import_files.py --months 6
 
-Runs `klinesync import` itself, in a process of its own, derived candles on (5m 15m 1h 4h 1d), and prints its candles
-per second beside the limit. Beside it: reading and checking the files alone, importing them again (nothing changes),
-and an export. The minutes are synthetic; the best of a few rounds counts.
+Runs `klinesync import` in a process of its own, derived candles on (5m 15m 1h 4h 1d), and prints its candles per second
+beside the limit. Measured too: reading and checking the files alone, importing them again (nothing changes), and an
+export. The minutes are synthetic; the best of a few rounds counts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SERIES = "binance:spot:BTC/USDT:1m"
 
 
 def write_archive(folder: Path, candles: Sequence[Candle]) -> Path:
-    """Monthly zips as the exchange has them, with their checksums."""
+    """Monthly zips in the exchange's layout, with their checksums."""
     months: dict[str, list[str]] = {}
     for at, open_, high, low, close, volume in (candle.ohlcv for candle in candles):
         month = datetime.fromtimestamp(at, UTC).strftime("%Y-%m")
@@ -67,7 +67,7 @@ def write_feather(folder: Path, candles: Sequence[Candle]) -> Path:
 
 
 def klinesync(folder: Path, *arguments: str | Path) -> dict[str, object]:
-    """What a command says in JSON."""
+    """The JSON output of a command."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KLINESYNC_")}
     done = subprocess.run(
         [sys.executable, "-m", "klinesync", *arguments, "--json", f"--database-url=sqlite:///{folder}/store.sqlite"],

@@ -1,9 +1,9 @@
-"""What the six usual indicators cost: a live candle, in bulk, to open, to keep, and to import.
+"""The cost of the six usual indicators: a live candle, in bulk, to open, to keep, and to import.
 
     python benchmarks/indicators.py
 
-CPU time, no store, on Linux. Beside ours stand TA-Lib's own handles and functions called as plainly as can be, over
-the whole history at once: the difference is what the anchors, the names and the checks for missing values cost.
+CPU time, no store, on Linux. The yardstick is TA-Lib's own handles and functions, called directly over the whole
+history: the difference is the cost of the anchors, the names and the checks for missing values.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def report(name: str, count: int, took_s: float) -> None:
 
 
 def live(history: int, coming: list[Candle]) -> float:
-    """CPU seconds of the coming candles behind that many of history, once through a whole number of chunks."""
+    """CPU seconds of `coming` candles after a history of that length, once through a whole number of chunks."""
     before = walk(history)
     shift = before[-1].time + 60 - coming[0].time
     candles = [candle._replace(time=candle.time + shift) for candle in coming]
@@ -86,8 +86,8 @@ def bare_live(columns: Columns, coming: list[Candle]) -> None:
     ]  # fmt: skip
     atr = stream.ATR(columns.high, columns.low, close, 14)
     for _, _, high, low, price, _ in coming:
-        for one in singles:
-            one.update(price)
+        for single in singles:
+            single.update(price)
         atr.update(high, low, price)
 
 

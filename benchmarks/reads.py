@@ -2,11 +2,11 @@
 
     python benchmarks/reads.py
 
-A service of its own in a process on the first core, with a store of some series; the clients in this process on the
-last one. Beside it, in the same process and on the same store, a bare server: uvicorn with an application of one
-function that runs the query, makes the candles and encodes them; no checks, no routing, no threads. Both are asked the
-same, by turns, over `CONNECTIONS` connections that are never idle, and their answers are compared. *repeated* is one
-page again and again, *not cached* another page each time. The ratio is the median over the rounds.
+A service in a process on the first core, with a store of some series; the clients in this process on the last core. The
+yardstick is a bare server in the service's process on the same store: uvicorn with an application of one function that
+runs the query, makes the candles and encodes them; no checks, no routing, no threads. Both get the same requests,
+alternating, over `CONNECTIONS` connections that are never idle, and their answers are compared. *repeated* requests one
+page again and again, *not cached* a different page each time. The ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ async def serve() -> None:
 
 
 class Connections:
-    """`CONNECTIONS` to one port, each with one request under way at any time."""
+    """`CONNECTIONS` connections to one port, each with one request in flight at any time."""
 
     def __init__(self, port: int) -> None:
         self._poll = select.epoll()
@@ -145,7 +145,7 @@ class Connections:
             self._poll.register(one, select.EPOLLIN)
 
     def ask(self, targets: list[str]) -> tuple[float, list[bytes]]:
-        """Seconds for all of them, and the bodies in order."""
+        """The seconds that all requests took, and the bodies in order."""
         requests = [f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode() for target in targets]
         bodies = [b""] * len(requests)
         sockets = {one.fileno(): one for one in self._sockets}

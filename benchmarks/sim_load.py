@@ -1,10 +1,10 @@
-"""What the simulated exchange costs: CPU seconds per second, frames, delay of closes, REST answers.
+"""The cost of the simulated exchange: CPU seconds per second, frames, delay of closes, REST answers.
 
     python benchmarks/sim_load.py --symbols 1000 --seconds 90
 
-runs it in a process of its own with that many symbols on each market, all of their 1m streams subscribed over a few
-connections from this process, and prints what that took. The aim is well below half a core at speed 1. At least one
-minute's end is always among what is measured.
+Runs the exchange in a process of its own with that many symbols on each market, with all of their 1m streams subscribed
+over a few connections from this process, and prints the figures. The aim is well below half a core at speed 1. The
+measured time always includes a minute's end.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Tally:
 
 
 async def serve(symbols: int, speed: float) -> None:
-    """The exchange's process: prints its address, then CPU seconds and peak megabytes for every line it gets."""
+    """The exchange's process: prints its address, then CPU seconds and peak megabytes for every line on stdin."""
     async with SimServer(SimConfig(symbols=symbols, speed=speed)) as server:
         print(server.http_url, flush=True)
         loop = asyncio.get_running_loop()

@@ -1,11 +1,11 @@
-"""What the write path costs, beside a bare database that is given the same rows in the same transactions.
+"""The cost of the write path, beside a bare database that gets the same rows in the same transactions.
 
     python benchmarks/write_path.py --series 1000
 
 Bulk import, one live candle at a time behind a short and a long history, the minute's end of many series, the size of
 the store and the start of a service on it. Derived candles are on (5m 15m 1h 4h 1d), and every commit is durable.
-`ratio` is our time to the bare database's, of one run: the machine drifts, so only that is worth comparing. With
-`--profile` the minute's end alone is run, and what the writer thread does in it is printed.
+`ratio` is our time divided by the bare database's in the same run: the machine drifts, so only ratios are comparable.
+With `--profile` only the minute's end is run, and the profile of the writer thread is printed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ Rows = list[tuple[SeriesId, Candle]]
 
 
 class Store:
-    """An open store of ours, and the pipeline that writes to it. `committed`: what was published since `rows`."""
+    """An open store of ours, and the pipeline that writes to it. `committed`: the commits published since the last
+    `rows`."""
 
     def __init__(
         self, pipeline: IngestPipeline, ledger: LedgerStep, database: SqliteDatabase, committed: list[Applied]
@@ -63,24 +64,24 @@ class Store:
         self.committed = committed
 
     def rows(self) -> Rows:
-        """What was committed, and forget it."""
+        """The committed rows, which are then forgotten."""
         rows = [(applied.series, candle) for applied in self.committed for candle in applied.candles]
         self.committed.clear()
         return rows
 
     async def offer(self, batch: Sequence[tuple[SeriesId, Candle]]) -> None:
-        """Live candles that arrive together, until they are durable and published."""
+        """Submit live candles together; returns when they are durable and published."""
         offered = [self.pipeline.offer(series, (candle,)) for series, candle in batch]
         await asyncio.gather(*(written for written in offered if written is not None))
         assert None not in offered, "there was room for all of them"
 
     async def caught_up(self) -> None:
-        """Until factors and overlays lag behind nowhere."""
+        """Wait until no ledger lags."""
         while self.ledger.behind():  # noqa: ASYNC110  # there is no event for it
             await asyncio.sleep(0.001)
 
     async def warmed(self) -> None:
-        """Until what the first candles need is in memory, as a few seconds after the start of a service."""
+        """Wait until the first candles' state is in memory, as a few seconds after the start of a service."""
         while self.ledger.has_cold:  # noqa: ASYNC110  # there is no event for it
             await asyncio.sleep(0.001)
 
@@ -104,7 +105,7 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
 
 
 class Bare:
-    """The database alone: the same table and pragmas, rows that are ready made, one insert statement."""
+    """The bare database: the same table and pragmas, prepared rows, one insert statement."""
 
     def __init__(self, path: Path) -> None:
         self._connection = connection = apsw.Connection(str(path))
@@ -118,7 +119,7 @@ class Bare:
         }
 
     def insert(self, transactions: Sequence[Rows]) -> float:
-        """Seconds for these transactions."""
+        """Seconds that these transactions take."""
         for series in {series for rows in transactions for series, _ in rows}.difference(self._numbers):
             self._connection.execute("INSERT INTO series (series_id) VALUES (?)", (str(series),))
             self._numbers[series] = self._connection.last_insert_rowid()
@@ -140,7 +141,7 @@ def size_of(path: Path) -> int:
 
 
 def copy_for_bare(path: Path) -> Bare:
-    """A bare database that begins as the closed store at `path` is."""
+    """A bare database that starts as a copy of the closed store at `path`."""
     twin = path.with_suffix(".bare")
     shutil.copy(path, twin)
     return Bare(twin)
@@ -259,7 +260,7 @@ async def minutes_end(path: Path, candles: Sequence[Candle], count: int, profile
 
 
 async def start(path: Path, series: Sequence[SeriesId]) -> float:
-    """Seconds from the start of the process until it is ready. Its exchange cannot be reached."""
+    """Seconds from the start of the process until it is ready. Its exchange is unreachable."""
     listed = path.with_suffix(".json")
     listed.write_text(json.dumps({"series_ids": [str(one) for one in series]}))
     nowhere = [

@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Fixtures and settings that all tests share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from support.memory_folder import temporary_files_in_memory
 from support.thorough import EXAMPLES, examples
 
 temporary_files_in_memory()
-# Imports make nothing but what stays.
+# Imports leave only objects that stay in use.
 gc.disable()
 
-# How long an example takes says more about the machine than the code. Nothing is explained: that traces each line,
-# and a timeout that strikes meanwhile hangs Python 3.11 for good.
+# The duration of an example depends on the machine, so there is no deadline. The explain phase is off: it traces each
+# line, and a timeout during the phase hangs Python 3.11 for good.
 settings.register_profile(
     "klinesync",
     deadline=None,
@@ -37,13 +37,13 @@ for _signal in (signal.SIGINT, signal.SIGHUP):
         signal.signal(_signal, lambda *_: None)
 
 
-# How many objects are made between two collections of garbage. Python's 700 cost a fifth of all time here, because so
-# much is loaded; a test that looks for garbage collects it itself.
+# New objects between two garbage collections. Python's default of 700 cost a fifth of the run time, because so many
+# objects are loaded; a test that looks for garbage collects by itself.
 OBJECTS_A_COLLECTION = 20_000
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded by now stays, and is not looked through for garbage again."""
+    """Exclude the objects that are loaded by now from garbage collection."""
     gc.enable()
     gc.collect()
     gc.freeze()
@@ -52,7 +52,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_flags_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Flags of the developer's own, in the environment or the working directory, do not reach the tests."""
+    """The developer's own flags, in the environment or the working directory, do not reach the tests."""
     for variable in os.environ:
         if variable.startswith("KLINESYNC_") and variable not in ("KLINESYNC_REAL_DATA", "KLINESYNC_CHROMIUM"):
             monkeypatch.delenv(variable)
@@ -73,5 +73,5 @@ def _logs_end_with_the_test() -> Iterator[None]:
     """A command that runs in this process sets up logs on the stderr that pytest has put in place for one test."""
     yield
     root = logging.getLogger()
-    for handler in [one for one in root.handlers if one.name == HANDLER]:
+    for handler in [handler for handler in root.handlers if handler.name == HANDLER]:
         root.removeHandler(handler)

@@ -33,7 +33,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 async def get(service: Service, path: str, accept: str) -> tuple[aiohttp.ClientResponse, bytes]:
-    """The bytes as they came."""
+    """The body as received, without decompression."""
     async with (
         aiohttp.ClientSession(auto_decompress=False, headers={"Accept-Encoding": accept}) as http,
         http.get(service.url + path) as response,

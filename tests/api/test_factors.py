@@ -1,4 +1,4 @@
-"""Factors and drawings over HTTP: of one candle, without look-ahead, and refused while they lag."""
+"""Factors and drawings over HTTP: of one candle, without look-ahead, and refused while the ledgers lag."""
 
 import math
 import random
@@ -106,7 +106,7 @@ async def test_indicators_are_talibs(service: Service) -> None:
 
 
 def applied(delta: Any, catalogue: dict[str, Any], points: dict[str, list[Any]]) -> dict[str, Any]:
-    """What a reader shows after a delta, as the reference describes it."""
+    """The drawings that a reader shows after a delta, applied as the reference describes."""
     for one in delta["instruction_catalog_patch"]:
         catalogue[one["instruction_id"]] = one["definition"]
     for name, some in delta["series_points"].items():
@@ -250,7 +250,7 @@ async def test_bad_parameters_are_refused(service: Service, path: str, params: d
 async def test_the_catalogue_names_factors_and_indicators(service: Service) -> None:
     catalogue: Any
     _, catalogue = await service.get("/api/factor/catalog")
-    keys = {factor["key"]: [one["key"] for one in factor["sub_features"]] for factor in catalogue["factors"]}
+    keys = {factor["key"]: [feature["key"] for feature in factor["sub_features"]] for factor in catalogue["factors"]}
     assert keys["pivot"] == ["pivot.major", "pivot.minor"]
     assert keys["macd_12_26_9"] == ["macd_12_26_9.macd", "macd_12_26_9.macdsignal", "macd_12_26_9.macdhist"]
     panes = {factor["key"]: factor.get("pane") for factor in catalogue["factors"]}

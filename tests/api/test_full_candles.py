@@ -136,7 +136,7 @@ async def test_order_flow_of_another_type_is_refused_by_name(service: Service, t
     async with service.http.post(url, data=body, headers=headers) as response:
         answer = await response.json()
         assert (response.status, answer["code"]) == (422, "bad_request"), answer
-        if b"999" not in told:  # which is no number of JSON at all
+        if b"999" not in told:  # not a JSON number
             assert told.split(b'"')[1].decode() in answer["detail"]
 
 
@@ -156,7 +156,7 @@ class Socket:
         await self._socket.send_json({"type": "subscribe", "series_id": series_id} | message)
 
     async def settle(self) -> list[dict[str, object]]:
-        """All messages up to now: a ping is answered behind them."""
+        """All messages up to now: sends a ping and reads up to its pong."""
         await self._socket.send_json({"type": "ping"})
         messages = []
         while (message := await self._socket.receive_json(timeout=10)) != {"type": "pong"}:
@@ -191,9 +191,11 @@ async def test_each_subscriber_gets_its_fields_in_catch_up_live_and_corrections(
             await client.subscribe(since=START - 60, supports_batch=batches, **fields)
 
         async def told(revised: bool, *candles: dict[str, object]) -> None:
-            """Each client is sent these candles, and nothing else."""
+            """Assert that each client is sent these candles, and nothing else."""
             for number, client in enumerate(clients):
-                shown = [{name: one.get(name) for name in (full(0) if number % 2 else short(0))} for one in candles]
+                shown = [
+                    {name: candle.get(name) for name in (full(0) if number % 2 else short(0))} for candle in candles
+                ]
                 if batches and len(shown) > 1:
                     expected: list[object] = [("candles_batch", revised, shown)]
                 else:

@@ -1,6 +1,6 @@
-"""The OpenAPI document against a running service: whatever is sent, the answer is one of those that are documented.
+"""The OpenAPI document against a running service: every answer to any request is a documented one.
 
-Requests are drawn from the document, good ones and bad ones, the same in every run.
+Requests are drawn from the document, valid and invalid ones, the same in every run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from support.thorough import examples
 TOKEN = "a-token-of-some-length"
 BTC = "binance:spot:BTC/USDT:1m"
 OPERATIONS = 24
-# Answers without an end; they have tests of their own.
+# Endless answers, which have tests of their own.
 ENDLESS = ("/api/market/status/stream",)
 EXAMPLES = examples(10)
 EXAMPLES_WITH_TOKEN = examples(3)
@@ -93,7 +93,7 @@ def test_every_answer_is_documented(document: BaseSchema, token: str | None, sub
 
 def hold_against_the_document(operation: Operation, token: str | None, answered: set[int]) -> None:
     """Send generated requests of one operation, valid and invalid ones."""
-    # What a request that the document allows may still be refused for, in a sentence, is more than it can say.
+    # A request that the document allows may still be refused with a sentence: the document cannot express every rule.
     excluded: list[CheckFunction] = [positive_data_acceptance]
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     modes = [GenerationMode.POSITIVE]
@@ -110,15 +110,15 @@ def hold_against_the_document(operation: Operation, token: str | None, answered:
     )
     @given(cases=st.tuples(*(operation.as_strategy(mode) for mode in modes)))
     def send(cases: tuple[Case, ...]) -> None:
-        # A name that is drawn names no series.
+        # A drawn name is never a series.
         for part in (cases[0].query, cases[0].body):
             if isinstance(part, dict) and "series_id" in part:
                 part["series_id"] = BTC
         for case in cases:
             if operation.path.endswith("/stream") and isinstance(case.query.get("max_events", 2), int):
-                case.query["max_events"] = 1  # else it has no end
+                case.query["max_events"] = 1  # an endless stream otherwise
             answer = case.call(headers=headers, timeout=TIMEOUT_S)
-            # A body that is too large is refused before anybody looks into it; the check does not know that status.
+            # A body that is too large is refused before it is parsed; schemathesis' check does not know that status.
             too_large = [negative_data_rejection] if answer.status_code == 413 else []
             case.validate_response(answer, headers=headers, excluded_checks=[*excluded, *too_large])
             answered.add(answer.status_code)

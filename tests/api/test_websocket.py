@@ -94,9 +94,9 @@ async def test_caught_up_comes_without_candles_too(service: Service) -> None:
         subscribed, seam = await socket.settle()
         assert (subscribed["head_time"], seam) == (None, {"type": "caught_up", "series_id": BTC, "head_time": None})
         await socket.send(type="subscribe", series_id="binance:spot:ETH/USDT:1m", ack=True)
-        assert [one["type"] for one in await socket.settle()] == ["subscribed", "caught_up"]
+        assert [message["type"] for message in await socket.settle()] == ["subscribed", "caught_up"]
         await socket.send(type="subscribe", series_id="binance:spot:ETH/USDT:1m", since=0)
-        assert [one["type"] for one in await socket.settle()] == ["candle_closed"], "only who asked for an ack"
+        assert [message["type"] for message in await socket.settle()] == ["candle_closed"], "only who asked for an ack"
 
 
 async def test_a_since_in_the_future_counts_as_the_head(service: Service) -> None:
@@ -143,13 +143,13 @@ async def test_what_narrows_a_subscription(service: Service) -> None:
 
 async def test_a_batch_is_sent_to_clients_that_support_batches(service: Service) -> None:
     await ingest(service, candle(0), candle(1))
-    async with connected(service) as one, connected(service) as other:
-        await one.send(type="subscribe", series_id=BTC, since=0, supports_batch=True)
+    async with connected(service) as client, connected(service) as other:
+        await client.send(type="subscribe", series_id=BTC, since=0, supports_batch=True)
         await other.send(type="subscribe", series_id=BTC, since=0)
-        assert await one.next() == {"type": "candles_batch", "series_id": BTC, "candles": [candle(0), candle(1)]}
+        assert await client.next() == {"type": "candles_batch", "series_id": BTC, "candles": [candle(0), candle(1)]}
         assert [await other.next(), await other.next()] == [closed(0), closed(1)]
         await ingest(service, candle(2), candle(3))
-        assert await one.next() == {"type": "candles_batch", "series_id": BTC, "candles": [candle(2), candle(3)]}
+        assert await client.next() == {"type": "candles_batch", "series_id": BTC, "candles": [candle(2), candle(3)]}
         assert [await other.next(), await other.next()] == [closed(2), closed(3)]
 
 
@@ -241,8 +241,8 @@ async def test_a_system_message_reaches_all_subscribers_of_the_series_in_order_a
         "message": "no frames for 15 s",
         "data": {"since": START},
     }
-    async with connected(service) as one, connected(service) as other, connected(service) as elsewhere:
-        for socket in (one, other):
+    async with connected(service) as client, connected(service) as other, connected(service) as elsewhere:
+        for socket in (client, other):
             await socket.send(type="subscribe", series_id=BTC)
             assert await socket.settle() == []
         await elsewhere.send(type="subscribe", series_id=BTC.replace("BTC/", "ETH/").replace("1m", "5m"))
@@ -250,13 +250,13 @@ async def test_a_system_message_reaches_all_subscribers_of_the_series_in_order_a
         await ingest(service, candle(0))
         hub.tell(SeriesId.parse(BTC), told)
         await ingest(service, candle(1))
-        for socket in (one, other):
+        for socket in (client, other):
             assert [await socket.next() for _ in range(3)] == [closed(0), message, closed(1)]
         assert await elsewhere.settle() == []
-        await one.send(type="unsubscribe", series_id=BTC)
-        assert await one.settle() == []
+        await client.send(type="unsubscribe", series_id=BTC)
+        assert await client.settle() == []
         hub.tell(SeriesId.parse(BTC), told)
-        assert await one.settle() == []
+        assert await client.settle() == []
         assert await other.settle() == [message]
 
 

@@ -1,6 +1,6 @@
-"""The page in a real browser, against the real service as a process of its own.
+"""The page in a real browser, against the real service in a process of its own.
 
-One long file: its tests share a browser and a demo, which take longer to start than a test takes.
+One long file: its tests share a browser and a demo, whose start takes longer than a test.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def visit(browser: Browser) -> Iterator[Visit]:
     visited = Visit(page)
 
     def record(message: ConsoleMessage) -> None:
-        # Chromium reports every error status; this one means that the ledgers lag, and the page retries.
+        # Chromium reports every error status; this status means that the ledgers lag, and the page retries.
         catching_up = "409" in message.text and "/api/draw/delta" in message.location["url"]
         if message.type in ("error", "warning") and not catching_up:
             visited.console_errors.append(message.text)
@@ -455,7 +455,7 @@ def test_a_narrow_page_shows_everything_without_scrolling_sideways(visit: Visit,
 
 def test_the_page_resumes_after_a_killed_service_without_a_gap_or_a_duplicate(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
-    # The exchange runs on while the service is down, so that the page misses candles.
+    # The exchange goes on while the service is down, so that the page misses candles.
     with klinesync(tmp_path, "the simulated exchange listens on", "sim", "--speed", "60") as exchange:
         ws_url = exchange.url.replace("http://", "ws://")
         flags = ["--whitelist", BTC, "--database-url", f"sqlite:///{tmp_path}/candles.sqlite"]
@@ -513,7 +513,7 @@ def test_the_lamp_is_not_live_while_the_exchange_is_dead_and_says_why(visit: Vis
 
 
 def pixels(visit: Visit, *colors: str) -> list[int]:
-    """Number of pixels of the chart in each of these colours."""
+    """The number of pixels of the chart in each of these colours."""
     counts = visit.page.evaluate(COUNT_DRAWING_PIXELS, [int(color[1:], 16) for color in colors])
     assert isinstance(counts, list)
     return counts

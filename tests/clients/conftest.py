@@ -1,4 +1,4 @@
-"""What the client tests share: two running exchanges, and the guard that keeps every client on this machine."""
+"""Shared by the client tests: two running exchanges, and the guard that keeps every client on this machine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def nothing_leaves_this_machine() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def exchange() -> Iterator[SimulatedExchange]:
-    """An exchange whose minute lasts half a second, so that live candles close while a test looks on."""
+    """An exchange whose minute lasts half a second, so that live candles close during a test."""
     with simulated_exchange("--speed", "120", "--symbols", "8") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def calm_exchange() -> Iterator[SimulatedExchange]:
-    """An exchange whose time is ours, for clients that work out what to fetch by their own clock."""
+    """An exchange at our own time, for clients that decide by the system's clock which candles to fetch."""
     with simulated_exchange("--speed", "1", "--symbols", "8") as running:
         yield running

@@ -1,4 +1,4 @@
-"""The blocks of docs/reference/clients.md: what it tells people to run is what runs here."""
+"""The blocks of docs/reference/clients.md, so that the tests run exactly the documented examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real simulated exchange as a process, and what it says itself over plain HTTP: the truth of these tests."""
+"""The simulated exchange as a process, and its answers over plain HTTP, which the tests take as the truth."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ class SimulatedExchange:
 
 
 def closed_by(rows: list[Row], now_ms: int) -> list[Row]:
-    """Those of the rows whose candle had closed at `now_ms`, and so can change no more."""
+    """The rows whose candle had closed at `now_ms`, and so are final."""
     return [row for row in rows if row[6] < now_ms]
 
 
 def as_floats(row: Row) -> list[float]:
-    """[open time, open, high, low, close, volume]: all that clients like ccxt keep of a row."""
+    """[open time, open, high, low, close, volume]: the columns that clients like ccxt keep of a row."""
     return [row[0], *map(float, row[1:6])]
 
 
@@ -143,13 +143,13 @@ def assert_frames_end_in_the_rest_rows(
 
 
 def klinesync() -> Path:
-    """The command under test: `KLINESYNC` when set, else the one of the project's own environment."""
+    """The command under test: `KLINESYNC` when set, else the command of the project's own environment."""
     return Path(os.environ.get("KLINESYNC") or REPOSITORY / ".venv" / "bin" / "klinesync")
 
 
 @contextmanager
 def simulated_exchange(*options: str) -> Iterator[SimulatedExchange]:
-    """`klinesync sim` with these options on a free port, from its first sign of life to its end."""
+    """A running `klinesync sim` with these options on a free port; stopped at the end of the block."""
     process = subprocess.Popen(
         [klinesync(), "sim", "--port", "0", *options],
         stdout=subprocess.PIPE,

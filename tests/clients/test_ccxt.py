@@ -176,5 +176,5 @@ async def test_un_watch_ohlcv_ends_one_stream_and_leaves_the_other(client: ccxt.
         await client.watch_ohlcv_for_symbols([[left, "1m"], [kept, "1m"]])
         await client.un_watch_ohlcv_for_symbols([[left, "1m"]])
         assert len(await watch(client, kept)) >= CLOSES
-    # ccxt forgot the candles when it left, and nothing came to fill its cache again.
+    # ccxt dropped the candles on unsubscribing, and its cache has not been filled again.
     assert not client.ohlcvs[left]

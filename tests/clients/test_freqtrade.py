@@ -83,7 +83,7 @@ def test_download_data_writes_the_rest_rows(calm_exchange: SimulatedExchange, ma
             symbol = pair.split(":")[0].replace("/", "")
             rows = calm_exchange.rows(market, symbol, timeframe, candles[0][0], candles[-1][0])
             assert candles == [as_floats(row) for row in rows]
-            # A day and more, up to the last candle that had closed; the newest is left out, as it may be open.
+            # More than a day, up to the last closed candle; the newest candle is left out, as it may be forming.
             assert candles[0][0] <= before - DAY_MS + step_ms
             assert candles[-1][0] >= before - 3 * step_ms
 

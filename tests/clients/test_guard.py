@@ -1,4 +1,4 @@
-"""The guard itself: without it, a client that calls home would go unnoticed where there is an Internet."""
+"""The guard itself: on a machine without Internet access, a client that calls home would otherwise go unnoticed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import loopback_only
 import pytest
 
-ELSEWHERE = "192.0.2.1"  # set aside for documentation: nothing answers there
+ELSEWHERE = "192.0.2.1"  # an address reserved for documentation: no host answers there
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_exchange_information_parses_into_the_connectors_models(
     exchange: SimulatedExchange, spot: Spot, usdm: DerivativesTradingUsdsFutures, caplog: pytest.LogCaptureFixture
 ) -> None:
     of_spot, of_usdm = spot.rest_api.exchange_info().data(), usdm.rest_api.exchange_information().data()
-    # An answer that does not fit is handed on raw, with a warning in the log.
+    # The connector returns an answer of an unexpected shape raw, with a warning in the log.
     assert isinstance(of_spot, ExchangeInfoResponse), caplog.text
     assert isinstance(of_usdm, ExchangeInformationResponse), caplog.text
     assert [s.symbol for s in of_spot.symbols] == exchange.symbols(SPOT)
@@ -152,7 +152,7 @@ async def spot_streams(spot: Spot) -> AsyncIterator[Any]:
 @pytest.fixture
 async def usdm_streams(usdm: DerivativesTradingUsdsFutures) -> AsyncIterator[Any]:
     streams = await usdm.websocket_streams.create_connection()
-    # It opens three sockets, and would log, not raise, when one of them is refused.
+    # The connector opens three sockets; a refused one is logged, not raised.
     assert {connection.url_path for connection in streams.connections} == {"public", "market", "private"}
     yield streams
     await streams.close_connection()

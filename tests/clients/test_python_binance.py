@@ -42,7 +42,7 @@ def sockets(exchange: SimulatedExchange, client: AsyncClient) -> BinanceSocketMa
         STREAM_URL = f"{exchange.ws_url}/"
         FSTREAM_URL = f"{exchange.ws_url}/"
 
-    # The queue holds 100 messages unless told otherwise; futures at high speed bring that in a moment.
+    # The queue holds 100 messages by default, which futures at high speed exceed at once.
     return Pointed(client, max_queue_size=10_000)
 
 
@@ -98,7 +98,7 @@ async def test_an_unknown_symbol_is_an_api_exception_with_the_exchanges_code(cli
 
 
 async def klines_until_closed(socket: Any) -> list[dict[str, Any]]:
-    """All klines that a socket brings until CLOSES of them have been closed ones."""
+    """All klines of a socket up to the CLOSES-th closed one."""
     klines: list[dict[str, Any]] = []
     async with socket as stream:
         while sum(k["x"] for k in klines) < CLOSES:

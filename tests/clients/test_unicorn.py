@@ -18,7 +18,8 @@ DEADLINE_S = 60
 
 @pytest.mark.parametrize("market", [SPOT, USDM], ids=lambda market: market.name)
 def test_kline_streams_of_every_symbol_end_in_the_rest_rows(exchange: SimulatedExchange, market: Market) -> None:
-    # The last one is quiet. Spot closes minutes without a trade too; USD-M is silent about them, at times for long.
+    # The last symbol is quiet. Spot closes minutes without a trade too; USD-M sends nothing for them, sometimes for
+    # long.
     symbols = exchange.symbols(market) if market is SPOT else exchange.symbols(market)[:-1]
     arrived: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     klines: dict[str, list[dict[str, Any]]] = {symbol: [] for symbol in symbols}
@@ -41,7 +42,7 @@ def test_kline_streams_of_every_symbol_end_in_the_rest_rows(exchange: SimulatedE
             else:
                 assert message["result"] is None, message
         connections = exchange.get("/sim/state")["connections"]
-        # It would have given the connection up by now if its pings had not been answered.
+        # Without answers to its pings the client would have given up the connection by now.
         assert sum(connection["pings_received"] for connection in connections) >= 1
     finally:
         manager.stop_manager()

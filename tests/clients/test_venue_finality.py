@@ -13,7 +13,7 @@ from venues.kraken import Kraken
 from venues.okx import Okx
 from venues.venue import Venue
 
-# How much quicker than ours the venues' time passes.
+# Factor by which the venues' time passes faster than ours.
 SPEED = 6.0
 BASES = ("BTC", "ETH", "SOL", "XRP", "ADA", "DOT")
 FIRST_CLOSES = 10
@@ -49,8 +49,8 @@ async def test_no_close_is_shown_with_values_that_are_not_final_once_ten_closes_
         for venue in venues:
             shown = [close for close in seen(venue) if close.at_ms <= ended_ms[venue.name]]
             wrong = [place for place, close in enumerate(shown) if not is_final(venue, close)]
-            # Of a close that a busy machine shows later than that nothing is learned: the first ten begin with one that
-            # was shown too early.
+            # A close that a busy machine shows later than this proves nothing; the first ten minutes begin with a close
+            # that was shown too early.
             assert all(place < wrong[0] + FIRST_CLOSES for place in wrong), (venue.name, wrong)
             for close in (shown[place] for place in wrong):
                 right_ms = [

@@ -1,4 +1,4 @@
-"""What venues list, charge and keep, by unmodified ccxt over their doubles."""
+"""Limits of venues over their local doubles: listed symbols, weights and depth of history, read by unmodified ccxt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from venues.okx import Okx
 from venues.venue import Venue
 
 SPEED = 20.0
-# A list has more symbols than may be gone at once.
+# More symbols than may disappear from a list at once.
 BASES = ("BTC", "ETH", *(f"S{number}" for number in range(30)))
 SPOT = [Pair(base) for base in BASES]
 NO_LISTS = [faults.HTML, faults.EMPTY_OBJECT, Cut()]
@@ -42,8 +42,8 @@ def series(venue: Venue, base: str = "BTC") -> SeriesId:
     return SeriesId.parse(f"{venue.name}:{market}:{pair.symbol}:1m")
 
 
-def state(service: Service, one: SeriesId) -> str:
-    return service.runtime.supervisors.status(one).state
+def state(service: Service, followed: SeriesId) -> str:
+    return service.runtime.supervisors.status(followed).state
 
 
 @pytest.mark.parametrize("kind", [Okx, Kraken, Gate])
@@ -53,18 +53,18 @@ async def test_what_is_no_list_of_markets_is_trouble_and_never_says_that_a_symbo
 ) -> None:
     async with kind(pairs=SPOT, speed=SPEED) as venue:
         venue.fail(fault, Ask.MARKETS)
-        one = series(venue)
-        async with serving(tmp_path, venue, **whitelist(one)) as service:
+        followed = series(venue)
+        async with serving(tmp_path, venue, **whitelist(followed)) as service:
             status, answer = await service.get("/api/market/candles", series_id=str(series(venue, "ETH")))
             assert (status, answer.get("code")) != (404, "unknown_series"), answer
             await until(lambda: venue.asked(Ask.MARKETS) >= 3, "the list is asked for again", 20.0)
-            assert state(service, one) == "reconnecting"
+            assert state(service, followed) == "reconnecting"
             venue.mend()
-            await until(lambda: service.runtime.supervisors.keeps_up(one), "it is followed", 20.0)
+            await until(lambda: service.runtime.supervisors.keeps_up(followed), "it is followed", 20.0)
 
 
 async def asked_again(service: Service, venue: Venue) -> None:
-    """Have the lists asked for, as where a symbol is suspect, three times."""
+    """Request the lists of symbols three times, as when a symbol is suspect."""
     before = venue.asked(Ask.MARKETS)
 
     def is_asked() -> bool:
@@ -79,9 +79,9 @@ async def test_a_list_that_gets_shrunken_empty_or_unreadable_takes_no_series_awa
     tmp_path: Path, kind: type[Venue]
 ) -> None:
     async with kind(pairs=SPOT, speed=SPEED) as venue:
-        one, other = series(venue, "S29"), series(venue, "S28")
-        async with serving(tmp_path, venue, **whitelist(one)) as service:
-            await until(lambda: service.runtime.supervisors.keeps_up(one), "it is followed", 20.0)
+        followed, other = series(venue, "S29"), series(venue, "S28")
+        async with serving(tmp_path, venue, **whitelist(followed)) as service:
+            await until(lambda: service.runtime.supervisors.keeps_up(followed), "it is followed", 20.0)
             for share, fault in ((0.5, None), (0.0, None), (1.0, faults.HTML), (1.0, faults.EMPTY_OBJECT)):
                 venue.listed_share = share
                 if fault is not None:
@@ -89,7 +89,7 @@ async def test_a_list_that_gets_shrunken_empty_or_unreadable_takes_no_series_awa
                 await asked_again(service, venue)
                 status, answer = await service.get("/api/market/candles", series_id=str(other))
                 assert status == 200, answer
-                assert state(service, one) != "delisted"
+                assert state(service, followed) != "delisted"
             venue.mend()
             venue.listed_share = 1.0
             rows = venue.asked(Ask.ROWS)
@@ -108,9 +108,11 @@ async def test_twelve_series_of_hyperliquid_stay_within_its_budget_and_are_up_to
                 worst = max(worst, venue.used(asyncio.get_running_loop().time()))
                 await asyncio.sleep(0.05)
             assert worst <= venue.weight_per_minute
-            assert all(service.runtime.supervisors.keeps_up(one) for one in those)
+            assert all(service.runtime.supervisors.keeps_up(followed) for followed in those)
             due_s = (venue.now_ms() // 60_000 - 2) * 60
-            heads = [(await service.get("/api/market/health", series_id=str(one)))[1]["head_time"] for one in those]
+            heads = [
+                (await service.get("/api/market/health", series_id=str(followed)))[1]["head_time"] for followed in those
+            ]
             assert all(isinstance(head, int) and head >= due_s for head in heads), (due_s, heads)
 
 
@@ -119,31 +121,31 @@ async def test_a_backfill_takes_what_a_venue_keeps_and_says_what_it_does_not(tmp
     pairs = hyperliquid.DEFAULT_PAIRS if kind is Hyperliquid else SPOT
     async with kind(pairs=pairs, speed=SPEED) as venue:
         assert venue.depth is not None
-        one = series(venue)
+        followed = series(venue)
         newest_s = venue.now_ms() // 60_000 * 60
         oldest_s = newest_s - venue.depth * 60
-        async with serving(tmp_path, venue, **whitelist(one)) as service:
-            # Candles from long ago are stored: what lies between them and the venue's oldest one is a hole.
-            old = [venue.final(one.symbol, oldest_s - at * 60, swap=kind is Hyperliquid) for at in (400, 399)]
+        async with serving(tmp_path, venue, **whitelist(followed)) as service:
+            # Candles from long ago are stored: the span up to the venue's oldest candle is a hole.
+            old = [venue.final(followed.symbol, oldest_s - at * 60, swap=kind is Hyperliquid) for at in (400, 399)]
             for found in map(candle, old):
                 assert found is not None
-                body = {"series_id": str(one), "candle": {"candle_time": found.time} | _values(found)}
+                body = {"series_id": str(followed), "candle": {"candle_time": found.time} | _values(found)}
                 assert (await service.post("/api/market/ingest/candle_closed", body))[0] == 200
-            await until(lambda: service.runtime.supervisors.keeps_up(one), "it is followed", 20.0)
+            await until(lambda: service.runtime.supervisors.keeps_up(followed), "it is followed", 20.0)
             asked = venue.asked(Ask.ROWS)
-            over = await service.runtime.backfill.backfill(one, Span(oldest_s - 400 * 60, newest_s - 60))
+            over = await service.runtime.backfill.backfill(followed, Span(oldest_s - 400 * 60, newest_s - 60))
             assert (over.missing, over.trouble) == (0, None)
             assert 390 <= over.lost <= 450
             assert over.lost_why == f"{venue.name} keeps the newest {venue.depth:,} candles of 1m only"
             with SqliteReader(tmp_path / "store.sqlite") as reader:
-                ledger = reader.read(lambda store: store.gaps(one))
+                ledger = reader.read(lambda store: store.gaps(followed))
             (lost,) = [gap for gap in ledger if gap.state is GapState.LOST]
             assert (lost.start, lost.proof) == (oldest_s - 398 * 60, over.lost_why)
             assert all(gap.state in (GapState.LOST, GapState.CONFIRMED_EMPTY) for gap in ledger), ledger
-            health = (await service.get("/api/market/health", series_id=str(one)))[1]
+            health = (await service.get("/api/market/health", series_id=str(followed)))[1]
             assert health["status"] == "yellow"
             assert venue.asked(Ask.ROWS) - asked < 60, "what is not there is not asked for again and again"
-            over = await service.runtime.backfill.backfill(one, Span(oldest_s - 300 * 60, oldest_s - 100 * 60))
+            over = await service.runtime.backfill.backfill(followed, Span(oldest_s - 300 * 60, oldest_s - 100 * 60))
             assert (over.total, over.missing, over.lost) == (0, 0, 200)
 
 

@@ -1,6 +1,6 @@
-"""Venues as they really answer, through the whole service, over unmodified ccxt: finality, faults, what health says.
+"""Venues with their real quirks, through the whole service, over unmodified ccxt: finality, faults, health.
 
-The venues' time passes ten times as quickly as ours, and what the service times by our clock with it.
+The venues' time passes ten times as fast as ours, and so do the service's own timers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ async def status_of(service: Service, series: SeriesId) -> tuple[dict[str, objec
     _, status = await service.get("/api/market/status")
     markets = status["exchanges"]
     assert isinstance(markets, list)
-    return next(one for one in markets if (one["exchange"], one["market"]) == (series.exchange, "spot")), health
+    return next(
+        market for market in markets if (market["exchange"], market["market"]) == (series.exchange, "spot")
+    ), health
 
 
 async def test_a_date_that_is_ahead_closes_no_candle_before_its_end(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ async def test_clients_that_leave_while_their_requests_wait_end_nothing(
             left_ms = kraken.now_ms()
             await until(lambda: len(first_closes(closes, kraken, left_ms)) >= 2, "the pinned one goes on")
             assert all(is_final(kraken, close) for close in first_closes(closes, kraken, left_ms))
-        assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR] == []
+        assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_venue_in_trouble_is_asked_less_whatever_the_trouble_is(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ async def test_a_venue_in_trouble_is_asked_less_whatever_the_trouble_is(tmp_path
         service = await stack.enter_async_context(serving(tmp_path, *venues, **whitelist(*followed)))
 
         async def rates(minutes: float) -> list[float]:
-            """Requests a minute, of each venue."""
+            """Requests per minute to each venue."""
             since_s = time.monotonic()
             await until(lambda: time.monotonic() - since_s >= minutes * 60 / SPEED, "a while")
             return [venue.asked(since_s=since_s) / minutes for venue in venues]
@@ -179,7 +181,7 @@ async def test_a_complete_series_without_trades_stays_green(tmp_path: Path) -> N
             end_ms = kraken.now_ms() + 180_000
             while kraken.now_ms() < end_ms:
                 for series in followed:
-                    async with asyncio.timeout(LATE_LOOK_S):  # on a busy machine a look at REST may come late
+                    async with asyncio.timeout(LATE_LOOK_S):  # on a busy machine a REST poll may come late
                         while True:
                             market, health = await status_of(service, series)
                             if health["status"] == "green" and market["state"] in ("live", "degraded"):

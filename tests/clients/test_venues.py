@@ -1,4 +1,4 @@
-"""The doubles of venues answer what unmodified ccxt asks, and fail as they are told to."""
+"""The doubles of venues answer the requests of unmodified ccxt, and fail on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from venues.pointed import maker
 from venues.venue import Venue
 
 MINUTE_MS = 60_000
-# How much quicker than ours the time of a venue passes, so that ccxt spaces its requests less.
+# Factor by which a venue's time passes faster than ours, so that ccxt spaces its requests less.
 SPEED = 20.0
 ALL = (Okx, Bybit, Kraken, Gate, Hyperliquid)
 WITH_STREAM = (Okx, Bybit)
@@ -39,7 +39,7 @@ def symbol(venue: Venue, pair: Pair) -> str:
 
 @pytest.fixture(params=ALL, ids=lambda kind: kind.name)
 async def venue(request: pytest.FixtureRequest) -> AsyncIterator[Venue]:
-    # Without a time to begin at, ccxt asks hyperliquid for what is new by the clock of this machine.
+    # Without a start time, ccxt requests the newest rows of hyperliquid by this machine's clock.
     async with double(request.param, speed=1.0 if request.param is Hyperliquid else SPEED) as running:
         yield running
 

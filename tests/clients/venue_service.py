@@ -28,7 +28,7 @@ from venues.venue import Venue
 
 MARGIN_S = 2.0
 PATIENCE_S = 60.0
-# Durations by our clock, in seconds, of what watches and asks. At a venue whose time is quicker they are shorter.
+# The service's timers, in seconds of our clock. They are shortened for venues whose time passes faster.
 DURATIONS = {
     supervisor: ("TICK_S",),
     market_watch: ("CLOCK_AGE_S",),
@@ -48,13 +48,13 @@ BACKOFFS = {
     whole_lists: ("FIRST_LIST", "NEXT_LIST"),
     turn_queue: ("REFUSED", "TROUBLE"),
 }
-# These are shortened less: what a busy machine takes to answer counts as silence, too.
+# Shortened less than the others: the response time of a busy machine must not count as silence.
 SILENCES = ("ASK_AFTER_S", "ASK_EVERY_S", "UNREACHABLE_AFTER_S")
 SILENCES_SPEED = 2.5
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
-    """Have everything that is timed by our clock pass as quickly as the venues' time."""
+    """Speed up all timers by our clock to the pace of the venues' time."""
     for module, names in DURATIONS.items():
         for name in names:
             monkeypatch.setattr(module, name, getattr(module, name) / speed)
@@ -82,7 +82,7 @@ class Close:
 
 @asynccontextmanager
 async def watching(service: Service, venues: Sequence[Venue], series: Iterable[SeriesId]) -> AsyncIterator[list[Close]]:
-    """Clients that watch those series, within; the list of what they are shown, which grows."""
+    """Clients that watch these series during the block; yields the growing list of the closed candles shown to them."""
     closes: list[Close] = []
     by_name = {venue.name: venue for venue in venues}
 
@@ -102,7 +102,7 @@ async def watching(service: Service, venues: Sequence[Venue], series: Iterable[S
 
 @asynccontextmanager
 async def serving(tmp_path: Path, *venues: Venue, timeout_s: float = 10.0, **flags: str) -> AsyncIterator[Service]:
-    """A service that follows nothing of Binance, and the running doubles beside it."""
+    """A service that follows no series of Binance, beside the running doubles."""
     given = {"startup_kline_sync_target_candles": "10", "audit_interval_s": "0", "rest_final_margin_s": str(MARGIN_S)}
     others = CcxtEntry(
         makers={venue.name: maker(venue, timeout_s=timeout_s) for venue in venues},
@@ -113,7 +113,7 @@ async def serving(tmp_path: Path, *venues: Venue, timeout_s: float = 10.0, **fla
 
 
 def whitelist(*series: SeriesId) -> dict[str, str]:
-    """The flags that have these series followed from the start."""
+    """Flags of a service that follows these series from the start."""
     return {"whitelist": ",".join(map(str, series)), "enable_whitelist_ingest": "on"}
 
 
@@ -137,7 +137,7 @@ def series_of(venue: Venue, base: str = "BTC") -> SeriesId:
 
 
 def first_closes(closes: list[Close], venue: Venue, since_ms: int) -> list[Close]:
-    """The first close that was shown of each minute that ended after `since_ms`, in that order."""
+    """The first published close of each minute that ended after `since_ms`, in the order of publication."""
     found: dict[tuple[SeriesId, int], Close] = {}
     for close in closes:
         if close.series.exchange == venue.name and (close.candle.time + 60) * 1000 > since_ms:

@@ -63,7 +63,7 @@ async def test_a_copy_made_while_a_writer_goes_on_is_one_whole_moment(
     connection = apsw.Connection(str(target))
     assert connection.execute("PRAGMA integrity_check").get == "ok"
     connection.close()
-    async with SqliteDatabase(target) as copied:  # the same schema version, and a store to go on with
+    async with SqliteDatabase(target) as copied:  # the same schema version, in a store that can be continued
         stored = await copied.read(lambda store: store.newest(BTC, 1 << 30))
         assert stored == [candle for number in range(20) for candle in candles(number * PER_WRITE)]
         await write(copied, 20 * PER_WRITE)

@@ -1,5 +1,5 @@
-"""The Database port, over each implementation: what is written is read back, changes are told apart from repeats,
-nothing half-written stays."""
+"""The Database port, over each implementation: written values are read back, changes are distinguished from repeats,
+nothing half-written remains."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ def in_thread(path: Path) -> Database:
     return InThreadSqliteDatabase(path, pause=no_pause)
 
 
-# Another implementation joins the suite with a line here.
+# Add a line here for another implementation.
 IMPLEMENTATIONS: list[Callable[[Path], Database]] = [SqliteDatabase, in_thread]
 
 
@@ -219,7 +219,7 @@ async def test_a_transaction_leaves_nothing_for_the_garbage_collector(
 async def test_a_store_whose_opening_is_cancelled_is_closed_before_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the service is told to stop in its first moments: nothing may be written behind its end."""
+    """As when the service is stopped in its first moments: nothing is written after its end."""
     path = tmp_path / "store.sqlite"
     begun, go_on = threading.Event(), threading.Event()
     opens = SqliteDatabase._open
@@ -240,7 +240,7 @@ async def test_a_store_whose_opening_is_cancelled_is_closed_before_that_is_told(
     with pytest.raises(asyncio.CancelledError):
         await opening
     async with SqliteDatabase(path):
-        pass  # nobody holds its lock
+        pass  # no process holds its lock
 
 
 async def test_a_store_of_a_newer_version_is_refused_with_a_sentence(
@@ -270,7 +270,7 @@ MINUTES = st.integers(1, 40)
 
 @pytest.fixture(params=[1, 4, 256], ids=lambda size: f"chunks_of_{size}")
 def chunk_candles(request: pytest.FixtureRequest) -> Iterator[int]:
-    """How many candles are packed together: with few, most of what is stored is packed."""
+    """Candles per chunk: with a small number most stored candles are packed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CHUNK_CANDLES", request.param)
         yield request.param
@@ -291,7 +291,7 @@ async def test_the_store_is_a_map_from_time_to_the_last_values(
     steps: list[list[tuple[int, int]] | int],
     looks: list[tuple[int, int, int]],
 ) -> None:
-    """A step writes candles, or trims what is older than a minute."""
+    """A step writes candles, or trims candles that are older than a minute."""
     model: dict[int, Candle] = {}
     with TemporaryDirectory() as folder:
         async with implementation(Path(folder) / "store.sqlite") as database:
@@ -317,13 +317,13 @@ async def test_the_store_is_a_map_from_time_to_the_last_values(
 
 
 class Abandoned(Exception):
-    """What was written up to here is not wanted."""
+    """Raised to roll the transaction back."""
 
 
 def write_and_look(
     rows: list[Candle], before: dict[int, Candle], after: dict[int, Candle], looks: list[tuple[int, int, int]]
 ) -> Callable[[CandleStore], Applied]:
-    """Writes, and looks at it in the same transaction; what a savepoint took back before left nothing behind."""
+    """Writes, and reads in the same transaction; nothing of an earlier rolled-back savepoint remains."""
 
     def change(store: CandleStore) -> Applied:
         with contextlib.suppress(Abandoned), store.savepoint():
@@ -340,7 +340,7 @@ def write_and_look(
 
 
 def check(store: CandleStore, stored: list[Candle], looks: list[tuple[int, int, int]]) -> None:
-    """Each way to read finds what is stored."""
+    """Every read method finds the stored candles."""
     assert store.first(BTC) == (stored[0].time if stored else None)
     assert store.head(BTC) == (stored[-1].time if stored else None)
     assert store.newest(BTC, 1_000_000) == stored
@@ -423,14 +423,14 @@ async def test_a_full_disk_is_told_until_a_write_or_a_probe_succeeds(
 
         with pytest.raises(RuntimeError):
             await database.write(broken)
-        assert database.write_error is None  # a defect of ours says nothing about the disk
+        assert database.write_error is None  # a defect in our code is no evidence of a full disk
     connection = apsw.Connection(str(path))
     assert connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'probe'").get == 0
     connection.close()
 
 
 async def limit(database: Database, pages: int) -> None:
-    """Let the store grow to that many pages at most; fewer than it has: not at all."""
+    """Limit the store to that many pages; when it already has more, it cannot grow at all."""
     assert isinstance(database, SqliteDatabase | InThreadSqliteDatabase)
     writer = database._file._writer
     assert writer is not None

@@ -1,4 +1,4 @@
-"""Events of series behind the Database port: kept over a restart, apart from candles, also in a store of an older
+"""Events of series behind the Database port: kept over a restart, independent of candles, also in a store of an older
 version or with a damaged table."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from klinesync.storage.sqlite_schema import APPLICATION_ID, migrations
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 CANDLE = Candle(60, 1.0, 2.0, 0.5, 1.0, 1.0)
-# The version of stores from before there were events.
+# The last version of stores without events.
 WITHOUT_EVENTS = 6
 
 
@@ -95,7 +95,7 @@ async def test_events_that_cannot_be_written_change_nothing(make: Callable[[Path
         batch = log_of(3).take(100)
         await database.write(lambda store: store.events.apply(batch))
         kept = await database.read(lambda store: store.events.all())
-        with pytest.raises(StoreError):  # a number that is there already, after a delete that hits others
+        with pytest.raises(StoreError):  # an existing number, after a delete that affects other events
             await database.write(
                 lambda store: store.events.apply(
                     EventBatch(
@@ -132,7 +132,7 @@ async def test_a_transaction_tells_what_it_corrected_and_which_gaps_it_changed(
 
 
 def old_store(path: Path) -> None:
-    """A store as klinesync left it before there were events."""
+    """A store in the schema before events existed."""
     connection = apsw.Connection(str(path))
     for script in migrations()[:WITHOUT_EVENTS]:
         connection.execute(script.read_text())

@@ -1,4 +1,4 @@
-"""What every exchange must do, whatever entry of the registry makes it: the form of `Exchange`, filled in."""
+"""The contract of `Exchange`, which every entry of the registry fulfils."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ KINDS = (
     Kind("wave", "WAVE/USDT", wave, exchange_time=False),
 )
 
-# A minute of the others is a minute of ours, which nobody waits for.
+# A minute of the other exchanges is a minute of ours, too long for a test.
 QUICK = tuple(kind for kind in KINDS if kind.exchange_time)
 
 
 @dataclass(slots=True)
 class World:
-    """An exchange of that kind, made by a registry. `sim`: the exchange behind it."""
+    """An exchange of that kind, made by a registry. `sim`: the simulated exchange behind it."""
 
     kind: Kind
     sim: SimServer
@@ -95,12 +95,12 @@ class World:
         return SeriesId.parse(f"{self.kind.name}:spot:{self.kind.symbol}:1m")
 
     async def history(self, start: int, end: int | None = None) -> tuple[list[Candle], list[Span]]:
-        """The candles of all pages, each once, and the spans without any."""
+        """The candles of all pages, each once, and the spans that are proven empty."""
         candles: dict[int, Candle] = {}
         empty: list[Span] = []
         async for page in self.exchange.history(self.series, start, Errand(Urgency.DEEP), end):
             assert page.candles or page.empty
-            assert [one.time for one in page.candles] == sorted({one.time for one in page.candles})
+            assert [candle.time for candle in page.candles] == sorted({candle.time for candle in page.candles})
             for candle in page.candles:
                 assert candles.setdefault(candle.time, candle) == candle, "pages overlap, and agree"
             empty += page.empty
@@ -181,7 +181,7 @@ async def test_history_without_an_end_reaches_the_newest_closed_candle_and_no_fu
 
 @dataclass(slots=True)
 class Told:
-    """What a connection tells."""
+    """The reports of a connection."""
 
     attached: list[SeriesId] = field(default_factory=list)
     events: list[KlineEvent] = field(default_factory=list)
@@ -189,7 +189,7 @@ class Told:
 
     @asynccontextmanager
     async def by(self, exchange: Exchange) -> AsyncIterator[Connection]:
-        """A connection that runs within, and tells all this."""
+        """A connection that runs during the block and records its reports here."""
 
         callbacks = StreamCallbacks(self.attached.append, self.events.append, self.lost.extend)
         connection = exchange.connection("spot", callbacks)
@@ -258,7 +258,7 @@ async def test_tickers_are_told_or_refused_with_a_sentence(world: World) -> None
     else:
         tickers = await world.exchange.tickers("spot")
         assert {ticker.symbol_id for ticker in tickers} >= {
-            one.symbol_id for one in (await world.exchange.listings("spot", 3600.0)).values() if one.trading
+            listing.symbol_id for listing in (await world.exchange.listings("spot", 3600.0)).values() if listing.trading
         }
 
 

@@ -1,4 +1,4 @@
-"""A store that an earlier release has made: what is in it stays as it was, and goes on.
+"""A store of an earlier release: its content stays as it is, and it can be continued.
 
 `stores/version-7.sqlite.gz`: two series of minutes with their 5m and 1h candles, a hole, a correction, factors and
 drawings, and chunks of format 0.
@@ -76,7 +76,7 @@ def test_a_store_of_version_7_has_the_same_candles_without_order_flow(old: Path)
     assert {name: [row.ohlcv for row in rows] for name, rows in after.items()} == before
     assert {row.flow for rows in after.values() for row in rows} == {NO_FLOW}
     old_revisions = file.write(lambda store: store.revisions(BTC))
-    assert [one.was.flow for one in old_revisions] == [NO_FLOW]
+    assert [revision.was.flow for revision in old_revisions] == [NO_FLOW]
     assert file.write(lambda store: store.ledger.get(BTC)) is not None
     assert file.write(lambda store: len(store.ledger.events(BTC, 0, MAX_TIME))) > 0
     file.close()
@@ -99,14 +99,15 @@ def test_candles_of_an_old_chunk_are_corrected_and_enriched_in_the_new_format(ol
     connection = apsw.Connection(str(old), flags=apsw.SQLITE_OPEN_READONLY)
     formats = {int(str(chunk)) >> 32: number for chunk, number in formats_of(connection).items()}
     assert formats[1] != 0
-    assert 0 in formats.values()  # those of other series are read as they are
+    assert 0 in formats.values()  # chunks of other series are read in their old format
     connection.close()
 
 
 async def test_chunks_of_an_earlier_format_are_packed_anew_beside_the_service(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few at a time; a start in between goes on with the series that remain, and the candles stay as they were."""
+    """Chunks are repacked a few at a time; a restart in between continues with the remaining series, and the candles
+    stay as they were."""
     before = rows_of_version_7(old)
     monkeypatch.setattr(store_scrub, "REPACKED_CHUNKS", 2)
     async with SqliteDatabase(old) as database:
@@ -138,7 +139,7 @@ async def test_a_damaged_chunk_of_an_earlier_format_stays_and_the_others_are_pac
 
 
 def test_a_command_computes_the_derived_timeframes_of_a_store_that_it_will_migrate(old: Path) -> None:
-    """The flags are for a new store."""
+    """The flags describe a new store."""
     bytes_before = old.read_bytes()
     step = stored_derived_step(load_flags({"database_url": f"sqlite:///{old}", "derived_timeframes": "15m"}))
     assert [target.code for target in step.targets] == ["5m", "1h"]

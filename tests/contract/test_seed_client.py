@@ -1,5 +1,5 @@
-"""What the seed author's client needs of the service, over real sockets: drawings that its line series take, one number
-to follow a series by, the delays of factors, streams of markets, compressed answers, and a log line for its origin."""
+"""The requirements of the seed author's client, over real sockets: drawings that its line series accept, one number to
+follow a series by, the delays of factors, streams of markets, compressed answers, and a log line for its origin."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def get(service: Service, path: str, **params: str | int) -> Json:
 async def test_every_polyline_has_ascending_times_and_zones_are_two_edges(service: Service) -> None:
     drawn = await get(service, "/api/draw/delta", window_candles=800)
     definitions = {one["instruction_id"]: one["definition"] for one in drawn["instruction_catalog_patch"]}
-    lines = [one for one in definitions.values() if one["type"] == "polyline"]
+    lines = [definition for definition in definitions.values() if definition["type"] == "polyline"]
     assert lines
     for line in lines:
         assert all(one["time"] < two["time"] for one, two in pairwise(line["points"])), line
@@ -86,7 +86,7 @@ async def test_every_polyline_has_ascending_times_and_zones_are_two_edges(servic
 
 async def test_minor_pivots_are_drawn_for_all_of_the_window(service: Service) -> None:
     drawn = await get(service, "/api/draw/delta", window_candles=300)
-    minor = {one for one in drawn["active_ids"] if one.startswith("pivot.minor:")}
+    minor = {id_ for id_ in drawn["active_ids"] if id_.startswith("pivot.minor:")}
     rows = ROWS[500:800]
     expected = set()
     for at in range(2, len(rows) - 2):
@@ -115,7 +115,7 @@ async def test_one_number_follows_drawings_and_records(service: Service) -> None
         assert record["id"] >= max(versions), "and not less than its own"
         assert record["id"] > last_id
         told_version, last_id = max(told_version, *versions), record["id"]
-    # A correction rewinds: the numbers of drawings go back, that of the record does not.
+    # A correction rewinds: the numbers of drawings decrease, the record's id does not.
     await ingest(service, [ROWS[10] | {"volume": 9.0}])
     (record,) = (await get(service, "/api/delta/poll", after_id=last_id))["records"]
     assert record["id"] > max(told_version, last_id)
@@ -141,7 +141,7 @@ async def test_streams_of_markets_take_the_intervals_that_it_asks_with(service: 
     document: Any
     _, document = await service.get("/openapi.json")
     parameters = document["paths"]["/api/market/top_markets/stream"]["get"]["parameters"]
-    schemas = {one["name"]: one["schema"] for one in parameters}
+    schemas = {parameter["name"]: parameter["schema"] for parameter in parameters}
     assert [schemas["interval_s"][one] for one in ("minimum", "maximum", "default")] == [0.2, 30.0, 2.0]
     assert (schemas["max_events"]["minimum"], schemas["max_events"]["default"]) == (0, 0)
 
@@ -149,8 +149,8 @@ async def test_streams_of_markets_take_the_intervals_that_it_asks_with(service: 
 async def test_the_anchor_is_visible_by_default(service: Service) -> None:
     catalog: Any
     _, catalog = await service.get("/api/factor/catalog")
-    (anchor,) = (one for one in catalog["factors"] if one["key"] == "anchor")
-    visible = {one["key"]: one["default_visible"] for one in anchor["sub_features"]}
+    (anchor,) = (factor for factor in catalog["factors"] if factor["key"] == "anchor")
+    visible = {feature["key"]: feature["default_visible"] for feature in anchor["sub_features"]}
     assert visible["anchor.history"]
     assert visible["anchor.switch"]
 
@@ -163,7 +163,7 @@ async def test_json_comes_in_the_encoding_that_is_asked_for(service: Service, en
             async with raw.get(service.url + path, params={"series_id": BTC}, headers=plain) as response:
                 assert "Content-Encoding" not in response.headers
                 expected = await response.read()
-            for _ in range(times):  # the second one comes from the pages that are kept
+            for _ in range(times):  # the second page comes from the cache
                 headers = {"Accept-Encoding": encoding or "identity"}
                 async with raw.get(service.url + path, params={"series_id": BTC}, headers=headers) as response:
                     body = await response.read()

@@ -1,5 +1,5 @@
 """The files of a store: another program's file is left alone; a store that is removed or replaced while it is open is
-noticed before anything is acknowledged; a closed store is read without writing anything."""
+noticed before any write is acknowledged; a closed store is read without writing anything."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
-# --- whose file it is
+# --- the owner of a file
 
 
 @pytest.mark.parametrize("wal", [False, True])
@@ -310,7 +310,7 @@ async def test_a_lock_file_that_another_process_took_ends_the_writing(tmp_path: 
         other.release()
 
 
-# --- a log that is cut or written over while the store is open
+# --- a log that is cut or overwritten while the store is open
 
 
 def empty_log(path: Path) -> None:
@@ -455,7 +455,7 @@ asyncio.run(crash())
 
 
 def crashed(path: Path) -> None:
-    """A store whose writer was killed: all that it wrote is in the write-ahead log."""
+    """A store whose writer was killed: all its commits are in the write-ahead log."""
     tests = str(Path(__file__).parent)
     subprocess.run([sys.executable, "-c", CRASH.format(tests=tests, path=str(path))], check=False)
 
@@ -476,7 +476,7 @@ async def test_reading_a_closed_store_writes_nothing_whatever_a_crash_left(
         Path(f"{path}.lock").unlink()
     before = files(folder)
     assert times(path) == list(range(700))
-    if lock or not shm:  # else a process of another kind may have it open, as far as one can tell
+    if lock or not shm:  # a process of another kind may still have it open, as far as the reader can tell
         assert files(folder) == before
     with SqliteReader(path) as store:
         backup(store, tmp_path / "copy.sqlite")
@@ -516,5 +516,5 @@ async def test_a_reading_command_keeps_a_writer_out_only_while_it_looks(tmp_path
     with SqliteReader(path) as store:
         store.read(lambda look: look.head(BTC))
         lock = StoreLock(path, "serve")
-        lock.acquire()  # no wait: nobody looks
+        lock.acquire()  # no wait: no reader checks it
         lock.release()

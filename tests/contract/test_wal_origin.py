@@ -1,4 +1,5 @@
-"""A write-ahead log that a killed process left is added to its own store, and to no other that is put in its place."""
+"""A write-ahead log that a killed process left is applied to its own store, and to no other store that is put in its
+place."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def put(first: int, end: int) -> Callable[[CandleStore], object]:
 
 
 async def written(path: Path, *ends: int) -> None:
-    """Candles up to each of these minutes, a transaction each; closed well."""
+    """Candles up to each of these minutes, one transaction each; closed in order."""
     async with SqliteDatabase(path) as database:
         first = 0
         for end in ends:
@@ -43,7 +44,7 @@ async def written(path: Path, *ends: int) -> None:
 
 
 async def killed(path: Path, *ends: int, into: Path) -> None:
-    """As `written`, but `into` gets the files as a killed process leaves them."""
+    """Like `written`, but `into` gets the files in the state in which a killed process leaves them."""
     async with SqliteDatabase(path) as database:
         first = 0
         for end in ends:
@@ -65,8 +66,8 @@ def times(path: Path) -> list[int]:
 
 @pytest.fixture
 async def crashed(tmp_path: Path) -> tuple[Path, Path]:
-    """A store whose process was killed, with four candles in its log; and a backup of it, which is older than the log,
-    with three."""
+    """A store whose process was killed, with four candles in its log; and an older backup of the store with three
+    candles."""
     path, old, crashed = (tmp_path / name for name in ("grown.sqlite", "old.sqlite", "crashed.sqlite"))
     await written(path, 1, 2, 3)
     with SqliteReader(path) as store:
@@ -103,8 +104,8 @@ async def test_a_backup_in_place_of_a_killed_store_gets_nothing_of_its_log(
     assert f"{path}-wal is not of the store {path}" in told
     assert "Traceback" not in told
     after = contents(tmp_path)
-    after[f"{path.name}.lock"] = before[f"{path.name}.lock"]  # says who asked
-    after.pop(f"{path.name}-shm", None)  # an index, made by whoever looks
+    after[f"{path.name}.lock"] = before[f"{path.name}.lock"]  # names the process that asked
+    after.pop(f"{path.name}-shm", None)  # an index, made by a reader
     assert after == before
     Path(f"{path}-wal").unlink()
     await written(path, 3)
@@ -184,7 +185,7 @@ async def _live(folder: Path, steps: Sequence[str], cuts: Sequence[float]) -> No
                     await database.__aexit__(None, None, None)
                     database = SqliteDatabase(path)
                     await database.__aenter__()
-                case "look":  # a reader of an old state: checkpoints get only so far
+                case "look":  # a reader of an old state limits how far checkpoints get
                     if reader is not None:
                         reader.close()
                     reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -198,7 +199,7 @@ async def _live(folder: Path, steps: Sequence[str], cuts: Sequence[float]) -> No
             copy(path, left)
             refuse_foreign_log(left)
         log = Path(f"{left}-wal")
-        # What is in the file already was synced to the log before: no loss of power takes that.
+        # Pages in the file were synced to the log before: no loss of power loses them.
         only_in_log = set(steps) <= {"write", "fail", "probe"}
         if log.exists() and only_in_log:
             whole = log.read_bytes()

@@ -12,11 +12,11 @@ import generated
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 CONTRACT = "who may import whom"
-# Rooms that are planned: what each will do.
+# Planned rooms, and their purpose.
 PLANNED = {"cluster": "Which process owns which series, for several processes over one store."}
-# Rooms that nobody in the service imports: the command line, users and tests do.
+# Rooms that no part of the service imports: used by the command line, users and tests.
 ASIDE = ("client", "sim")
-# Modules that only start the program: the picture does without them.
+# Modules that only start the program, left out of the picture.
 START = ("__main__", "first_moments")
 
 

@@ -1,5 +1,5 @@
-"""The commands of docs/reference/commands.md with their own arguments, as the parsers have them. Flags are options of
-nearly every command too, and have a page of their own."""
+"""The commands of docs/reference/commands.md with their own arguments, as the parsers define them. Flags, which nearly
+every command accepts as options, have a page of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/reference/errors.md, as it follows from the code and from what is written here of each code."""
+"""docs/reference/errors.md, made from the code and from the explanations of codes in this module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from klinesync.core.errors import KlinesyncError, Rejected, StoreError, Transien
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "errors.md"
 
-# By HTTP status and code: when a request is answered so.
+# By HTTP status and code: when a request gets this answer.
 HTTP: dict[tuple[int, str], str] = {
     (
         400,
@@ -65,7 +65,7 @@ HTTP: dict[tuple[int, str], str] = {
     "are kept for the store), or 10,000 WebSocket clients",
 }
 
-# By code: when `/ws/market` answers a message with an `error`. The connection stays.
+# By code: when `/ws/market` sends this `error`. The connection stays open.
 WEBSOCKET: dict[str, str] = {
     "bad_request": "the message is not JSON, has no or an unknown `type`, or a bad field: `unknown message type: X`, "
     "`missing series_id`, `invalid since`, `invalid supports_batch`, `invalid fields`",
@@ -98,8 +98,8 @@ restarts, the log has a trace, and `klinesync_defects_total` counts.
 
 
 def error_classes() -> list[type[KlinesyncError]]:
-    """Every error class of the package, by kind and name. Internal ones (`_Name`) and those of the simulated exchange
-    aside."""
+    """Every error class of the package, by kind and name, except internal ones (`_Name`) and those of the simulated
+    exchange."""
     for module in pkgutil.walk_packages(klinesync.__path__, "klinesync."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

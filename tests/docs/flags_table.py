@@ -1,4 +1,4 @@
-"""docs/reference/flags.md as it follows from the code."""
+"""docs/reference/flags.md, made from the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generated parts of the documents: each stands between two marks. `python tests/docs/reference.py` writes them."""
+"""The generated parts of the documents, each between two markers. `python tests/docs/reference.py` writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/reference/logs.md, as it follows from the calls that write log lines."""
+"""docs/reference/logs.md, made from the calls that write log lines."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "erro
 # Methods that limit the rate of a line, and take its event.
 LIMITED = ("warn", "_warn", "_log")
 EVENT = re.compile(r"[a-z]+(\.[a-z]+(_[a-z]+)*)?")
-# The simulated exchange is a program of its own, and logs with the standard library.
+# The simulated exchange is a separate program, and logs with the standard library.
 OTHER_PROGRAMS = ("sim",)
 
-# By event: what has happened.
+# By event: its meaning.
 MEANINGS: dict[str, str] = {
     "audit.postponed": "the audit of a series is postponed",
     "audit.revised": "the audit found other values of stored candles; they are corrected",
@@ -146,7 +146,7 @@ Lines go to stderr. `log_format=console` writes them for people, `log_format=jso
 
 
 class Line(NamedTuple):
-    """A call that writes a log line. `event` is None where it is not written in the call."""
+    """A call that writes a log line. `event` is None where the call does not name it."""
 
     path: str
     number: int
@@ -156,7 +156,7 @@ class Line(NamedTuple):
 
 
 def lines() -> Iterator[Line]:
-    """Every call of a method of `log`, in the whole package but other programs."""
+    """Every call of a method of `log`, in the whole package except other programs."""
     for path in sorted(SRC.rglob("*.py")):
         place = path.relative_to(SRC)
         if place.parts[0] not in OTHER_PROGRAMS:
@@ -166,14 +166,14 @@ def lines() -> Iterator[Line]:
 
 
 def _line(path: str, call: ast.Call, method: ast.Attribute) -> Iterator[Line]:
-    """The line that a call writes, if any. A method that limits its lines, and passes the event on as `event`, counts
-    where it is called."""
+    """The log line that a call writes, if any. For a method that limits its lines and passes `event` on, its callers
+    count."""
     fields = tuple(keyword.arg for keyword in call.keywords if keyword.arg not in (None, "exc_info"))
     if method.attr in LIMITED:
-        # The event may stand behind the key of the limit.
+        # The event may follow the key of the limit.
         events = [event for argument in call.args[:2] if (event := _text(argument)) and EVENT.fullmatch(event)]
         if events:
-            series = ("series",) if _text(call.args[0]) == events[-1] else ()  # stands behind the event
+            series = ("series",) if _text(call.args[0]) == events[-1] else ()  # follows the event
             yield Line(path, call.lineno, "warning", events[-1], (*fields, *series, "suppressed"))
         return
     level = _level(method)

@@ -46,7 +46,7 @@ Schema = Mapping[str, object]
 
 _REF = "#/$defs/"
 _PRIMITIVES = {"string": "string", "integer": "number", "number": "number", "boolean": "boolean", "null": "null"}
-# What says more than a TypeScript type can: values are checked where they come in.
+# Differences beyond TypeScript's types: values are validated where they are received.
 _IGNORED = {
     "default", "description", "discriminator", "examples", "example", "exclusiveMinimum", "format", "maxItems",
     "maxLength", "maximum", "minItems", "minLength", "minimum", "pattern", "title",
@@ -54,7 +54,7 @@ _IGNORED = {
 
 
 class UnknownSchema(Exception):
-    """A schema that has no translation yet: extend the generator instead of writing a type that is too wide."""
+    """A schema without a translation yet: extend the generator instead of writing a type that is too wide."""
 
 
 def source() -> str:
@@ -82,7 +82,7 @@ def _definitions() -> dict[str, Schema]:
 
 def _schema_of(custom: type) -> dict[str, object]:
     if custom is object:
-        return {"title": "any value"}  # msgspec takes an empty schema for none
+        return {"title": "any value"}  # msgspec's empty schema stands for None
     raise UnknownSchema(f"no schema for {custom}")
 
 

@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md as it follows from the code."""
+"""docs/reference/metrics.md, made from the code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _values(values: object) -> str:
     return ", ".join(f"`{value}`" for value in values)
 
 
-# By label: what its values mean, or all of its values.
+# By label: the meaning of its values, or all of its values.
 LABELS: dict[str, str] = {
     "clock": f"{_values((REST, FRAMES))}: the time that REST tells, and the stamps of frames",
     "exchange": "name of the exchange, as in a series_id",

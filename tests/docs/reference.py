@@ -1,4 +1,4 @@
-"""The pages that follow from the code. Run as a program this module writes them anew (`make reference`)."""
+"""The generated reference pages. Run as a program this module writes them (`make reference`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import routes_table
 import socket_tables
 import venues_table
 
-# By page: what it says by the code.
+# By page: its generated text.
 PAGES: dict[Path, Callable[[], str]] = {
     architecture_page.PAGE: architecture_page.page,
     commands_table.PAGE: commands_table.page,

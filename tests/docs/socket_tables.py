@@ -1,4 +1,4 @@
-"""The messages, events and errors of docs/reference/websocket.md, as they follow from the code."""
+"""The messages, events and errors of docs/reference/websocket.md, made from the code."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from klinesync.ws.messages import ClientMessage, ServerMessage, SystemEventName
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "websocket.md"
 
-# By event: what has happened, and what `data` has.
+# By event: its meaning, and the fields of `data`.
 EVENTS: dict[str, str] = {
-    "backfill.progress": "history of the series is read, and the reading takes a while; the last one has a `state` "
-    "other than `running`. "
+    "backfill.progress": "progress of a backfill of the series that takes a while; the last event has a `state` other "
+    "than `running`. "
     "`data`: `state`, `reason`, `progress_pct`, `candles`, `missing_candles`, `candles_per_s`, `left_s`",
-    "factor.rebuild": "factors and overlays are computed anew; now and then while that runs, once at the end. "
+    "factor.rebuild": "factors and overlays are rebuilt; sent now and then during the rebuild, and once at its end. "
     "`data`: `state` (`running` or `done`), `reason`, `epoch`, `factor_head_time`, `head_time`",
     "history.extended": "older history has arrived; page it over HTTP. `data`: `first_time`",
-    "slow": "the backlog of this connection is half of its limit, and 1013 is near; sent once per backlog. `data`: "
-    "`waiting_messages`, `max_messages`, `waiting_bytes`, `max_bytes`",
+    "slow": "the backlog of this connection has reached half of its limit, close to 1013; sent once per backlog. "
+    "`data`: `waiting_messages`, `max_messages`, `waiting_bytes`, `max_bytes`",
     "stream.delisted": "the exchange does not trade the symbol",
-    "stream.live": "the stream brings what REST shows",
+    "stream.live": "the stream delivers the candles that REST shows",
     "stream.off": "nobody follows the series any more",
     "stream.reconnecting": "the connection is lost, or the exchange cannot be reached",
     "stream.rest_fallback": "REST stands in for the stream",
-    "stream.stale": "the stream withholds what REST shows",
-    "stream.subscribed": "acknowledged, and no frame yet: a quiet series may stay so",
+    "stream.stale": "the stream withholds candles that REST shows",
+    "stream.subscribed": "the subscription is acknowledged, and no frame has arrived yet; a quiet series may stay so",
 }
 
 

@@ -1,4 +1,4 @@
-"""The documents tell the truth: links lead somewhere, tables match the code, the tutorial's program runs."""
+"""The documents are correct: links exist, tables match the code, the tutorial's program runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The exchange of the page on exchanges: the page shows the example, and a service serves it through to a reader."""
+"""The example of the page about exchanges: the page shows the source file, and a service serves the exchange to a
+reader."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ async def test_the_example_is_followed_stored_and_served_as_any_exchange(
         status, derived = await service.get("/api/market/candles", series_id=WAVE.replace("1m", "1h"))
         assert (status, len(derived["candles"]) >= 9) == (200, True)  # type: ignore[arg-type]
         status, overall = await service.get("/api/market/status")
-        assert [(one["exchange"], one["market"], one["state"]) for one in overall["exchanges"]] == [  # type: ignore[attr-defined]
+        assert [(exchange["exchange"], exchange["market"], exchange["state"]) for exchange in overall["exchanges"]] == [  # type: ignore[attr-defined]
             ("wave", "spot", "live")
         ]
         status, refused = await service.get("/api/market/candles", series_id="wave:spot:SEA/USDT:1m")

@@ -1,4 +1,4 @@
-"""Every line that the service logs has an event of the one list, and the page of logs has them all."""
+"""Every log line of the service has an event of the list, and the page of logs has all events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's types of messages follow from the service's schemas, and the schemas from what the service does."""
+"""The page's message types follow from the service's schemas, and the schemas from the service's answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classes, functions and modules that the explanations name exist."""
+"""The classes, functions and modules named in the explanations exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def defined() -> frozenset[str]:
 
 
 def missing(text: str) -> list[str]:
-    """Of the names in a text those that the code does not have: classes (`CandleHub`), functions (`assess()`,
+    """The names in a text that the code does not have: classes (`CandleHub`), functions (`assess()`,
     `CandleHub.attach()`), modules (`core/splice.py`), rooms (`core/`)."""
     classes = re.findall(r"`([A-Z][a-z]+[A-Za-z]*)`", text)
     functions = [name for path in re.findall(r"`([A-Za-z_.]+)\(\)`", text) for name in path.split(".")]

@@ -1,4 +1,4 @@
-"""The reference pages are those of the code: everything that the code has is on its page, and nothing else."""
+"""The reference pages match the code: everything in the code is on its page, and nothing else."""
 
 from __future__ import annotations
 

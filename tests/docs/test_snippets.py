@@ -1,4 +1,5 @@
-"""What the documents show works: commands, addresses, programs, messages, paths of the code, the way to a backup."""
+"""The snippets of the documents work: commands, addresses, programs, messages, paths of the code, the way to
+a backup."""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ from support.running_service import running_service
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-# Where the service and the simulated exchange listen, on every page.
+# The addresses of the service and the simulated exchange, on every page.
 SERVICE_PORT, SIM_PORT = "8000", "9000"
-# In what the demo prints: a free port.
+# Addresses in the output of the demo: a free port.
 PRINTED_PORTS = {"41233"}
-# What is set elsewhere: parameters of functions and requests.
+# Names that are set elsewhere: parameters of functions and requests.
 NO_FLAGS = frozenset({"window_candles", "at_time", "after_id", "series_id", "cursor_version_id", "cursor_point_time"})
 START = 1_700_000_040
 
@@ -48,7 +49,7 @@ def shell_lines(path: Path) -> Iterator[str]:
 
 
 def commands() -> list[Any]:
-    """Words of each command in a block; of one that is named in a sentence the command alone."""
+    """The words of each command in a block; for a command named in a sentence only the command itself."""
     found = []
     for path in PAGES:
         named = re.findall(r"`(klinesync [a-z]+)[ `]", path.read_text())
@@ -130,7 +131,7 @@ async def test_the_programs_of_the_page_on_strategies_run(tmp_path: Path) -> Non
         Candle(START + 60 * at, 1.0, 2.0, 0.5, 1.0 + at % 7 / 10, float(at), taker_buy_volume=float(at))
         for at in range(300)
     ]
-    # Old candles, and so none is missed behind the page's `since`.
+    # Old candles, so that none is missing after the page's `since`.
     decided: list[tuple[Candle, Any]] = []
 
     class Enough(Exception):
@@ -192,7 +193,7 @@ async def test_the_way_back_to_a_backup_is_the_one_that_is_described(tmp_path: P
         assert reader.read(lambda stored: stored.head(SERIES)) == candles[29].time
     with SqliteReader(folder / "before" / store.name) as reader:
         assert reader.read(lambda stored: stored.head(SERIES)) == candles[49].time
-    # A service goes on from there.
+    # A service continues from this point.
     async with running_service(store) as service:
         await service.runtime.market_data.ingest_candles_closed(SERIES, candles[30:])
         status, page_ = await service.get("/api/market/candles", series_id=str(SERIES))

@@ -1,4 +1,4 @@
-"""The table of venues in the how-to of other exchanges, as it follows from the code."""
+"""The table of venues in the how-to of other exchanges, made from the code."""
 
 from __future__ import annotations
 

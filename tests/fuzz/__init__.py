@@ -1,4 +1,4 @@
-"""Structured fuzzing of what reads data from outside: `make fuzz`."""
+"""Structured fuzzing of all readers of outside data: `make fuzz`."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-"""`python -m fuzz`: structured fuzzing of everything that reads data from outside.
+"""`python -m fuzz`: structured fuzzing of all readers of outside data.
 
---seconds: how long each target is fuzzed. --targets: names, all by default. --seed: of the mutations; by default
-another one each time, which is printed. A payload that finds a defect is written into the target's corpus, where the
-tests run it from then on. Exit status 1 when there was one. A payload that ends the process is in the file that is
-printed first.
+--seconds: duration for each target. --targets: names, all by default. --seed: of the mutations; by default a new one
+each time, which is printed. A payload that finds a defect is written into the target's corpus, which the tests run from
+then on. Exit status 1 when a payload found a defect. A payload that ends the process is in the file that is printed
+first.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from fuzz import CORPUS
 from fuzz.mutation import mutated
 from fuzz.targets import TARGETS, Target
 
-# A payload that takes longer hangs its reader, in seconds. The stacks are printed, and the run ends.
+# Seconds after which a payload counts as hanging its reader. The stacks are printed, and the run ends.
 HANG_S = 60.0
-# C++ below a reader may end the process, and a hang does: the payload outlives both.
+# C++ code below a reader may end the process, and so does a hang; the payload file survives both.
 UNDER_WAY = Path(tempfile.gettempdir()) / f"fuzz_payload_{os.getpid()}"
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from random import Random
 
-# Longest mutated payload, in bytes: what is longer tells nothing new, and takes long to read.
+# Longest mutated payload, in bytes: longer payloads find nothing new, and take long to read.
 MAX_BYTES = 300_000
 # Most changes of one payload.
 MAX_CHANGES = 5
@@ -45,12 +45,12 @@ def mutated(rng: Random, seeds: Sequence[bytes]) -> bytes:
 
 
 def _other_value(rng: Random, payload: bytes, other: bytes) -> bytes:
-    """A value becomes a hostile one."""
+    """A value becomes hostile."""
     return _in_place_of_a_value(rng, payload, rng.choice(HOSTILE))
 
 
 def _swapped_value(rng: Random, payload: bytes, other: bytes) -> bytes:
-    """A value becomes one of another payload."""
+    """A value is replaced by a value of another payload."""
     values = _VALUE.findall(other)
     return _in_place_of_a_value(rng, payload, rng.choice(values)) if values else payload
 
@@ -64,7 +64,7 @@ def _in_place_of_a_value(rng: Random, payload: bytes, value: bytes) -> bytes:
 
 
 def _more_values(rng: Random, payload: bytes, other: bytes) -> bytes:
-    """An object or a list gets a value that nobody reads."""
+    """An object or a list gets an extra value that no reader expects."""
     places = list(_OPENING.finditer(payload))
     if not places:
         return payload
@@ -103,7 +103,7 @@ def _joined(rng: Random, payload: bytes, other: bytes) -> bytes:
     return payload[: rng.randint(0, len(payload))] + other[rng.randint(0, len(other)) :]
 
 
-# Values are what decoders read: they are changed more often than bytes.
+# Decoders read values, so values are changed more often than bytes.
 _CHANGES: tuple[Callable[[Random, bytes, bytes], bytes], ...] = (
     _other_value, _other_value, _other_value, _other_value, _swapped_value, _swapped_value, _more_values, _more_values,
     _other_bytes, _flipped_bit, _cut_off, _without_a_part, _twice_a_part, _joined,

@@ -1,5 +1,5 @@
-"""Records the corpus anew: `PYTHONPATH=tests python -m fuzz.record EXCHANGE_URL SERVICE_URL`, which `klinesync sim` and
-a `klinesync serve` on that exchange print. What found defects stays as it is."""
+"""Records the corpus again: `PYTHONPATH=tests python -m fuzz.record EXCHANGE_URL SERVICE_URL`, with the addresses that
+`klinesync sim` and a `klinesync serve` on that exchange print. Payloads that found defects are kept."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from support.history_files import write_archive, write_freqtrade
 
 SERIES = "binance:spot:BTC/USDT:1m"
 SYMBOLS = 3
-# Live messages that are taken of each connection.
+# Live messages recorded per connection.
 MESSAGES = 8
 
 
 def main() -> None:
-    """Ask both, and write what they say."""
+    """Record the answers of both."""
     exchange, service = sys.argv[1:]
     for market, prefix in (("spot", "/api/v3"), ("futures", "/fapi/v1")):
         base = f"{exchange}{prefix}"
@@ -61,7 +61,7 @@ def keep(target: str, payload: bytes, name: str = "") -> None:
 
 
 async def record_streams(exchange: str, service: str) -> None:
-    """What both push."""
+    """Record the messages that both push."""
     since = json.loads((CORPUS / "service_answer" / "recorded_candles").read_bytes())["candles"][0]["candle_time"]
     async with aiohttp.ClientSession() as session:
         async with session.ws_connect(f"{exchange}/stream") as socket:
@@ -97,7 +97,7 @@ async def take(target: str, socket: aiohttp.ClientWebSocketResponse) -> None:
 
 
 def record_ccxt() -> None:
-    """ccxt's values, as it makes them of answers."""
+    """Values as ccxt decodes them from answers."""
     rows = json.loads((CORPUS / "rest_klines_spot" / "recorded").read_bytes())
     keep("ccxt", json.dumps([[row[0], *map(float, row[1:6])] for row in rows]).encode(), "rows")
     keep("ccxt", b"1764460800123", "time")
@@ -110,7 +110,7 @@ def record_ccxt() -> None:
 
 
 def record_answers(service: str) -> None:
-    """What a service answers."""
+    """Record the answers of a service."""
     for name, path in {
         "candles": "market/candles?limit=4&",
         "health": "market/health?",
@@ -151,7 +151,7 @@ def record_files() -> None:
 
 
 def record_texts() -> None:
-    """Short texts that people and programs write."""
+    """Short texts as people and programs write them."""
     for name, text in {
         "series": SERIES,
         "contract": "binance:futures:BTC/USDT:USDT-250328:1m",

@@ -1,4 +1,4 @@
-"""What reads data from outside, each as a function of bytes. A target lets the one error that its reader declares pass;
+"""The readers of outside data, each as a function of bytes. A target accepts the one error that its reader declares;
 any other exception is a defect of the reader."""
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ CONTRACT = SeriesId.parse("binance:futures:BTC/USDT:1m")
 OTHER_VENUE = SeriesId.parse("fake:spot:BTC/USDT:1m")
 STREAMS = {"btcusdt@kline_1m": Stream("BTCUSDT", BTC)}
 MONTH = Timeframe.parse("1M")
-# The same answer again and again has no end.
+# Retrying the same answer would never end.
 MAX_PAGES = 5
 # The time of the recorded payloads, in UTC seconds.
 NOW_S = int(json.loads((CORPUS / "rest_time_spot" / "recorded").read_bytes())["serverTime"]) // 1000
@@ -85,7 +85,7 @@ NOW_S = int(json.loads((CORPUS / "rest_time_spot" / "recorded").read_bytes())["s
 
 @contextmanager
 def _declared(*errors: type[Exception]) -> Iterator[None]:
-    """Lets these errors pass, and looks at their sentence: a bounded length, one line, nothing for a terminal."""
+    """Accept these errors, and check their sentence: a bounded length, one line, no terminal control characters."""
     try:
         yield
     except errors as error:
@@ -100,7 +100,7 @@ def _check_sentence(sentence: str, most: int = MAX_SENTENCE_CHARS) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A reader under test. `run` raises what is a defect; `corpus` is the folder of its payloads."""
+    """A reader under test. `run` raises for a defect; `corpus` is the folder of its payloads."""
 
     name: str
     run: Callable[[bytes], None]
@@ -114,7 +114,7 @@ class Target:
 
 
 class _Exchange:
-    """Stands in for an HTTP client: what is under test gets the payload, other questions a sound answer."""
+    """Stands in for an HTTP client: the reader under test gets the payload, other requests get a valid answer."""
 
     def __init__(self, name: str, payload: bytes, status: int, headers: Mapping[str, str]) -> None:
         self._name = name
@@ -130,7 +130,7 @@ class _Exchange:
             yield Answer(200, _recorded(f"rest_{name}_{market}"))
 
     async def close(self) -> None:
-        """Nothing is kept."""
+        """Nothing to close."""
 
     async def ws_connect(self, url: str, **_: object) -> WebSocket:
         raise NotImplementedError
@@ -167,7 +167,7 @@ def _rest(
 
 
 async def _within(answer: Awaitable[object]) -> object:
-    """What retries for more than an hour of virtual time hangs."""
+    """A reader that retries for more than an hour of virtual time hangs."""
     async with asyncio.timeout(3600):
         return await answer
 
@@ -199,7 +199,7 @@ def _exchange_info(market: str, payload: bytes) -> None:
 
 def _check_listings(market: str, listings: Mapping[str, Listing]) -> None:
     msgspec.json.encode(list(listings.values()))
-    tickers = [Ticker(one.symbol_id, 1.0, 2.0, 3.0) for one in listings.values()]
+    tickers = [Ticker(listing.symbol_id, 1.0, 2.0, 3.0) for listing in listings.values()]
     for items in ranked("binance", market, listings, tickers).values():
         for item in items:
             SeriesId.parse(f"binance:{market}:{item.symbol}:1m")
@@ -211,7 +211,7 @@ def _tickers(payload: bytes) -> None:
 
 
 def _rest_error(payload: bytes) -> None:
-    """The first line is the status, the second one stands in all headers that are read."""
+    """The first line is the status, the second one is the value of all headers that are read."""
     first, _, rest = payload.partition(b"\n")
     header, _, body = rest.partition(b"\n")
     with suppress(ValueError):
@@ -240,11 +240,11 @@ def _frame(payload: bytes) -> None:
                 clock.take_news()
 
 
-# Other exchanges, through ccxt, which makes Python's values of whatever JSON it gets.
+# Other exchanges, through ccxt, which decodes any JSON into Python values.
 
 
 class _Venue:
-    """An exchange object of ccxt's whose every answer is one value."""
+    """An exchange object of ccxt's whose answers are all the same value."""
 
     def __init__(self, value: object, headers: Mapping[str, str]) -> None:
         self.value = value
@@ -276,7 +276,7 @@ class _Venue:
 
 
 class _Inline(CcxtThread):
-    """The thread of ccxt, without a thread."""
+    """ccxt's thread, without a thread."""
 
     async def call(self, work: Callable[[], Awaitable[object]]) -> object:  # type: ignore[override]
         return await work  # type: ignore[misc]
@@ -286,7 +286,7 @@ def _ccxt(payload: bytes) -> None:
     try:
         value = json.loads(payload)
     except (ValueError, RecursionError):
-        return  # ccxt's own affair
+        return  # a detail of ccxt
     date = payload.decode("utf-8", "surrogateescape")[:200]
     loop = VirtualLoop()
     try:
@@ -354,8 +354,8 @@ def _http_app() -> FastAPI:
     @router.post("/")
     async def take(body: CandlesClosedBody) -> dict[str, int]:
         series = SeriesId.parse(body.series_id)
-        for one in body.candles:
-            check_candle(one.candle(), series.timeframe)
+        for candle in body.candles:
+            check_candle(candle.candle(), series.timeframe)
         return {"count": len(body.candles)}
 
     app = FastAPI()
@@ -389,7 +389,7 @@ async def _post(payload: bytes) -> None:
     assert sent[0]["status"] in (200, 422), sent
 
 
-# What reads a service's answers: our own clients.
+# Readers of a service's answers: our own clients.
 
 
 def _service_message(payload: bytes) -> None:
@@ -501,12 +501,12 @@ class _Shelf:
 
 
 def _stored(payload: bytes) -> None:
-    """What files of our own hold: they may be damaged."""
+    """Contents of our own files, which may be damaged."""
     lock._who(payload)
     stored_listings(_Shelf(payload), "binance", "spot")  # type: ignore[arg-type]
     with _declared(ValueError):
         unpack(payload, 0)
-    # Bytes that are what was written, as far as their checksum tells.
+    # Bytes whose checksum is valid.
     with _declared(ValueError):
         unpack(checked(payload, 0), 0)
 

@@ -1,4 +1,5 @@
-"""Recorded payloads, those that once found a defect, and some mutations of them: read, or the one declared error."""
+"""Recorded payloads, payloads that once found a defect, and some mutations: each is read, or refused with the declared
+error."""
 
 from __future__ import annotations
 

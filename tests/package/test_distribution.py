@@ -1,4 +1,4 @@
-"""The wheel and the sdist carry the page, and an environment with nothing else in it serves it."""
+"""The wheel and the sdist contain the page, and an environment with nothing else installed serves it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 NODE_MODULES = ROOT / "frontend" / "node_modules"
 PAGE = "klinesync/web/index.html"
 PYTHONS = ("3.11", "3.12", "3.13")
-# Everything on PATH is there, Node aside.
+# Everything on PATH except Node.
 NO_NODE_PATH = "/nonexistent"
 TIMEOUT_S = 280
 
@@ -66,7 +66,7 @@ def hatchling(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clean_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is in version control, without anything that was built; Node's packages are those of this tree."""
+    """The files in version control, without built files; Node's packages are linked from this tree."""
     if not (NODE_MODULES / ".installed").is_file():
         pytest.skip("frontend/node_modules is not installed: make setup")
     tree = tmp_path_factory.mktemp("tree")

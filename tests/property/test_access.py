@@ -1,4 +1,4 @@
-"""Access: how often a market that refuses, or fails, is asked, whatever its answers and whoever asks."""
+"""Access: how often a market that refuses or fails gets requests, for any answers and any number of callers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TICK_S = 0.25
 
 
 class Market:
-    """Somebody asks for each of `kinds` at every tick; answers come at once."""
+    """A caller requests each of `kinds` at every tick; answers arrive at once."""
 
     def __init__(self, *kinds: str) -> None:
         self.access = Access()
@@ -24,7 +24,7 @@ class Market:
         self.asked: list[tuple[float, str]] = []
 
     def run(self, ticks: int, statuses: Mapping[str, int | None]) -> None:
-        """`statuses` by kind: None is a good answer."""
+        """`statuses` by kind; None is a good answer."""
         for _ in range(ticks):
             self.now_s += TICK_S
             for kind in self.kinds:

@@ -1,4 +1,4 @@
-"""Anchor: its switches and where it stands, from all that was visible at every candle."""
+"""Anchor: its switches and its position, from the events visible at every candle."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

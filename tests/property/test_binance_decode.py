@@ -1,4 +1,4 @@
-"""What Binance's REST and streams say, decoded: any bytes, one error; one bad item costs itself alone."""
+"""Binance's REST and streams, decoded: any bytes lead to one error at most; a bad item loses only itself."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ DEEP = [opening * 20_000 + closing * 20_000 for opening, closing in ((b"[", b"]"
 
 
 def check(body: bytes) -> None:
-    """Every decoder says what it has read, or raises its one error."""
+    """Every decoder returns its values, or raises its declared error."""
     for decode in DECODERS:
         with suppress(BadAnswer):
             decode(body)
@@ -118,7 +118,7 @@ def test_nesting_without_end_is_the_one_declared_error_wherever_it_is(deep: byte
         check(whole[: number.start()] + deep + whole[number.end() :])
 
 
-# JSON has no NaN and no infinity: an answer with one is none, as a whole.
+# JSON has no NaN and no infinity: an answer that contains one is invalid as a whole.
 odd_values = (
     st.none()
     | st.booleans()
@@ -150,7 +150,7 @@ def test_an_odd_symbol_or_ticker_costs_itself_alone(good: dict[str, object], dat
 
 
 def named(*symbols: dict[str, object]) -> list[str]:
-    return [one.symbol for one in decode_listings("futures", json.dumps({"symbols": symbols}).encode())[0]]
+    return [listing.symbol for listing in decode_listings("futures", json.dumps({"symbols": symbols}).encode())[0]]
 
 
 def test_a_contract_is_named_by_what_the_exchange_says_it_is() -> None:
@@ -238,5 +238,5 @@ def test_the_recorded_lists_are_read_whole_and_their_names_are_unique(real_data:
         listings, left_out = decode_listings(market, json.dumps(body).encode())
         table = SymbolTable(listings)
         assert (len(table.by_name), left_out.count, table.ambiguous) == (count, 0, [])
-        assert sum(one.kind == "delivery" for one in listings) == dated
+        assert sum(listing.kind == "delivery" for listing in listings) == dated
     assert table.symbol("BTCUSDT_210924") == "BTC/USDT:USDT-210924"

@@ -1,4 +1,4 @@
-"""A damaged chunk never gives times out of order, and a page's holes are declared, known or not."""
+"""A damaged chunk never gives times out of order, and the holes of a page are declared, whether known before or not."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_chunk_with_flipped_bits_is_refused(candles: list[Candle], data: st.Da
     packed = bytearray(pack(candles, SEED))
     for bit in data.draw(st.sets(st.integers(0, len(packed) * 8 - 1), min_size=1, max_size=3)):
         packed[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(ValueError):  # which part of it is damaged does not matter
+    with pytest.raises(ValueError):  # the damaged part of the chunk does not matter
         unpack_between(bytes(packed), 0, 1 << 40, as_candles, SEED, GRID)
 
 
@@ -86,10 +86,12 @@ def test_a_chunk_of_another_series_or_time_is_refused(seed: int) -> None:
 
 
 def format_0(candles: Sequence[Candle]) -> bytes:
-    """A chunk as a store of version 7 has it."""
+    """A chunk in the format of a store of version 7."""
     columns = list(zip(*(row.ohlcv for row in candles), strict=True))
     count = len(candles)
-    return struct.pack(f"<{count}q", *columns[0]) + b"".join(struct.pack(f"<{count}d", *one) for one in columns[1:])
+    return struct.pack(f"<{count}q", *columns[0]) + b"".join(
+        struct.pack(f"<{count}d", *column) for column in columns[1:]
+    )
 
 
 @given(chunks(), st.integers(-5, CHUNK_CANDLES), st.integers(-5, CHUNK_CANDLES))

@@ -1,4 +1,4 @@
-"""Derived candles: the bits are a function of the base candles alone, however they are folded."""
+"""Derived candles: their bits are a function of the base candles alone, for any way of folding."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from support.timeframes import ADMITTED, DERIVED_OF_MINUTES, KNOWN, TIMEFRAMES
 MINUTE = Timeframe.parse("1m")
 DERIVED = KNOWN[1:]
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
-# Three minutes before a Monday that begins a month and a three-day candle: every timeframe turns over here.
+# Three minutes before a Monday that starts a month and a three-day candle: a bucket of every timeframe ends here.
 TURN = int(datetime(2020, 6, 1, tzinfo=UTC).timestamp())
 
 # Volumes whose sums depend on the order, prices that are often equal, zeros of both signs.
 PRICES = (1e-9, 0.3, 1.1, 1e9 / 7)
 VOLUMES = (0.0, -0.0, 0.1, 0.2, 0.7, 1 / 3, 1e-9, 1e7 / 3, 2.0**53)
-# One drawn number a candle, so that long runs stay cheap to make.
+# One drawn number per candle, so that long runs are cheap to generate.
 VALUES = st.sampled_from(
     [
         (open_, max(open_, close, other), min(open_, close, other), close, volume)
         for open_, close, other, volume in product(PRICES, PRICES, PRICES, VOLUMES)
     ]
 )
-# Mostly whole; the taker-buy parts are those of no trade, which fit every volume.
+# Mostly complete; the taker-buy values are those of no trade, which fit every volume.
 FLOWS = st.sampled_from(
     [(0.1, 10**7, -0.0, 0.0), (None, None, None, None), (0.5, None, 0.0, None)]
     + [(quote, 3, 0.0, 0.0) for quote in VOLUMES for _ in range(3)]
@@ -59,7 +59,7 @@ def frame(code: str) -> Timeframe:
 
 @st.composite
 def base_candles(draw: st.DrawFn, *, most: int = 100) -> list[Candle]:
-    """Ascending minutes around the turn, with holes of all sizes, up to days."""
+    """Ascending minutes around that time, with holes of all sizes, up to days."""
     time = TURN - 60 * draw(st.integers(0, 40))
     candles: list[Candle] = []
     for values, flow, step in draw(st.lists(st.tuples(VALUES, FLOWS, STEPS), min_size=1, max_size=most)):
@@ -69,17 +69,17 @@ def base_candles(draw: st.DrawFn, *, most: int = 100) -> list[Candle]:
 
 
 def bits(candles: Iterable[Candle]) -> list[tuple[object, ...]]:
-    """Values to compare, zeros of unlike sign being unlike."""
+    """Values to compare, with zeros of different sign as different values."""
     return [
         (candle.time, *(value if value is None else float(value).hex() for value in candle[1:])) for candle in candles
     ]
 
 
-# --- a second way to say the same: recursion over one bucket, slowly
+# --- a slow reference implementation: recursion over one bucket
 
 
 def by_definition(target: Timeframe, base: Timeframe, open_time: int, stored: dict[int, Candle]) -> Candle | None:
-    """The fold of the bucket of `target` at `open_time`, directly by the definition."""
+    """The fold of the bucket of `target` at `open_time`, directly from the definition."""
     if target == base:
         return stored.get(open_time)
     parent = parent_of(target, base)
@@ -99,7 +99,7 @@ SUMMED = ("volume", "quote_volume", "trades", "taker_buy_volume", "taker_buy_quo
 
 
 def summed(values: list[float | None]) -> float | None:
-    """The sum from left to right; None where a part has none."""
+    """The sum from left to right; None where a part is None."""
     total = values[0]
     for value in values[1:]:
         total = None if total is None or value is None else total + value
@@ -120,7 +120,7 @@ def test_a_roll_up_follows_the_definition_bit_for_bit(candles: list[Candle], tar
 def test_the_bits_do_not_depend_on_which_links_are_stored(
     candles: list[Candle], switched_on: set[Timeframe], target: Timeframe
 ) -> None:
-    """Each stored link is folded from its nearest stored ancestor, the links between them in memory."""
+    """Each stored timeframe is folded from its nearest stored ancestor, the ones between in memory."""
     stored: dict[Timeframe, Sequence[Candle]] = {MINUTE: candles}
     for link in chain_to(target, MINUTE):
         if link in switched_on or link == target:
@@ -151,14 +151,14 @@ def test_a_long_run_folds_into_what_each_bucket_folds_into_alone(candles: list[C
 
 
 def test_volumes_are_added_along_the_chain_and_not_straight_from_the_minutes() -> None:
-    """One large minute among small ones: the direct sum loses all small ones, the chain keeps those that it adds
+    """One large minute among small ones: a direct sum loses all small ones, the chain keeps those that are summed
     first."""
     candles = [Candle(TURN + 60 * at, 1.0, 1.0, 1.0, 1.0, 2.0**53 if at == 0 else 1.0) for at in range(15)]
     assert roll_up(candles, MINUTE, (frame("5m"),))[frame("5m")][0].volume == 2.0**53
     assert roll_up(candles, MINUTE, (frame("15m"),))[frame("15m")][0].volume == 2.0**53 + 8
 
 
-# --- the chain
+# --- the chain of timeframes
 
 
 @pytest.mark.parametrize(
@@ -296,8 +296,8 @@ def test_each_link_divides_the_next_one_wherever_it_lies(base: Timeframe, target
     assert chain[-1] == target
     for parent, link in zip((base, *chain), chain, strict=False):
         assert parent_of(link, base) == parent
-        assert parent.floor(link.floor(time)) == link.floor(time)  # opens with a whole parent candle
-        assert parent.floor(link.next(link.floor(time))) == link.next(link.floor(time))  # and ends with one
+        assert parent.floor(link.floor(time)) == link.floor(time)  # starts with a whole parent candle
+        assert parent.floor(link.next(link.floor(time))) == link.next(link.floor(time))  # and ends with a whole one
         assert parent.seconds < link.seconds
 
 
@@ -417,7 +417,7 @@ def test_each_forming_candle_is_the_closed_fold_as_if_the_minute_ended_now(
         early = Candle(candle.time, *data.draw(VALUES))
         for forming in (early, candle):
             shown = buckets.show(forming)
-            # A bucket is shown when nothing is missing between what is closed of it and the minute that forms.
+            # A bucket is shown when no minute is missing between its closed part and the forming minute.
             due = MINUTE.next(candles[at - 1].time) if at else -1
             whole = {target for target in targets if max(target.floor(candle.time), due) == candle.time}
             assert {one.series for one in shown} == {SERIES.with_timeframe(target) for target in whole}
@@ -449,7 +449,7 @@ def test_a_resume_gives_the_same_forming_candles_as_no_interruption(
 
 
 class MinutesStored:
-    """A store of minutes without links, which notes its reads."""
+    """A store of minutes without derived candles, which records its reads."""
 
     def __init__(self, candles: Sequence[Candle]) -> None:
         self.candles = candles
@@ -487,7 +487,7 @@ def test_a_late_candle_or_a_correction_in_a_bucket_in_progress_asks_for_resume(
 def test_a_restart_reads_less_than_one_bucket_of_each_link() -> None:
     store = MinutesStored([])
     buckets = FormingBuckets(SERIES, DERIVED)
-    buckets.resume(TURN - 60, store)  # the last minute of a month: nothing more can have to be read
+    buckets.resume(TURN - 60, store)  # the last minute of a month: no further minute can be required
     assert sum(count for _, count in store.asked) < 100
     assert max(count for _, count in store.asked) == 30
     store.asked.clear()

@@ -1,5 +1,5 @@
-"""The base and the derived timeframes may change between runs, in any order: once a run has settled, `verify` is clean,
-and each derived candle is what its base gives."""
+"""The base and the derived timeframes may change between runs, in any order: after a run has settled, `verify` is
+clean, and each derived candle equals the fold of its base."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from klinesync.storage.sqlite_reader import SqliteReader
 from support.thorough import examples
 
 MINUTE = SeriesId.parse("binance:spot:BTC/USDT:1m")
-START = 1_699_999_200 // 10_800 * 10_800  # whole buckets of every timeframe begin there
+START = 1_699_999_200 // 10_800 * 10_800  # whole buckets of every timeframe begin at this time
 CODES = ("1m", "5m", "10m", "15m", "30m", "45m", "1h", "90m")
 
 

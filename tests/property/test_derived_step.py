@@ -1,5 +1,5 @@
-"""The write path's derived candles and gap ledger against an oracle: whatever the order, batches, repairs, corrections
-and flags, what is stored is a function of the final base candles and confirmed gaps."""
+"""The write path's derived candles and gap ledger against an oracle: for any order, batches, repairs, corrections and
+flags, the store is a function of the final base candles and confirmed gaps."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from support.derived_candles import derive
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE = SERIES.timeframe
 TARGETS = [Timeframe.parse(code) for code in ("3m", "5m", "10m", "15m", "30m", "45m", "1h", "90m", "2h")]
-START = 1_700_006_400  # whole buckets of every target begin there
+START = 1_700_006_400  # whole buckets of every target begin at this time
 
 
 def candle(minute: int, version: int) -> Candle:
     base = 1.0 + (minute * 7919 % 101) / 10 + version
     flow = FLOWS[(minute // 20 + version) % len(FLOWS)]
-    volume = 0.1 * (minute % 13) + version + 4.0  # more than a taker's part
+    volume = 0.1 * (minute % 13) + version + 4.0  # more than a taker-buy part
     return Candle(START + minute * 60, base, base + 0.3, base - 0.7, base + 0.1, volume, *flow)
 
 
@@ -69,7 +69,7 @@ class World:
         self.pipeline = IngestPipeline(self.database, self.step, no_ledger(), lambda _: None, lambda: 1_800_000_000.0)
 
     async def submit(self, candles: list[Candle], empty: Empty | None = None) -> None:
-        # `written` is nobody's here: apply never touches it.
+        # `written` has no reader here: `apply` never resolves it.
         submission = Submission(SERIES, candles, "test", empty, live=False, written=None)  # type: ignore[arg-type]
         await self.database.write(lambda store: self.pipeline.apply(store, [submission]))
 
@@ -83,7 +83,7 @@ class World:
         else:
             minutes = {at for at, _ in spans}
         rows = [candle(minute, self.version if minute % 5 == 0 else 0) for minute in sorted(minutes)]
-        if self.version % 3 == 0:  # the same prices and volumes, with more or less of order flow
+        if self.version % 3 == 0:  # equal prices and volumes, with more or fewer order-flow values
             rows = [Candle(*row.ohlcv, *FLOWS[self.version % 5]) for row in rows]
         await self.submit(rows)
         self.base.update((row.time, stored_over(self.base.get(row.time), row)) for row in rows)
@@ -100,7 +100,7 @@ class World:
                     self.confirmed.add(time)
 
     def expected(self, target: Timeframe) -> list[Candle]:
-        """The oracle: each bucket by itself, from the model's candles."""
+        """The oracle: each bucket separately, from the model's candles."""
         found = []
         for open_ in touched(target, self.base):
             bucket = [self.base[time] for time in sorted(self.base) if open_ <= time < target.next(open_)]
@@ -130,7 +130,7 @@ async def test_stored_candles_are_a_function_of_the_final_base_candles(steps: li
             for kind, spans, targets in steps:
                 if kind in ("restart", "switch"):
                     world.use(targets)
-                    if kind == "restart":  # else live candles are faster than the refresh
+                    if kind == "restart":  # otherwise live candles could overtake the refresh
                         await world.pipeline.refresh_series(SERIES)
                 else:
                     await world.take(kind, spans)
@@ -140,7 +140,7 @@ async def test_stored_candles_are_a_function_of_the_final_base_candles(steps: li
                 for target in world.targets:
                     stored = store.newest(SERIES.with_timeframe(target), 10_000)
                     assert stored == world.expected(target), target
-                # Those that are no target any more may lack candles, and are never wrong.
+                # Timeframes that are no longer targets may lack candles, but are never wrong.
                 for derived in store.derived_of(SERIES):
                     stale = set(store.newest(derived, 10_000)) - set(world.expected(derived.timeframe))
                     assert not stale, derived
@@ -150,7 +150,7 @@ async def test_stored_candles_are_a_function_of_the_final_base_candles(steps: li
 
 
 def check_ledger(store: CandleStore, world: World) -> None:
-    """Every missing minute is in the ledger, with its state, and no other time is."""
+    """The ledger has every missing minute with its state, and no other time."""
     ledger: dict[int, GapState] = {}
     for gap in store.gaps(SERIES):
         assert (gap.proof is not None) == (gap.state is GapState.CONFIRMED_EMPTY)
@@ -223,7 +223,8 @@ async def test_a_correction_stores_a_revision_in_the_base_and_in_derived_series(
 async def test_a_link_that_is_not_stored_is_folded_from_its_nearest_stored_ancestor(
     outage_buckets: int, tmp_path: Path
 ) -> None:
-    """90m is folded from 30m: without it of 15m candles, and not of ninety minutes, also when the exchange was out."""
+    """90m is folded from 30m; without 30m from 15m candles, never from ninety minutes, also when the exchange had an
+    outage."""
     ninety, start = Timeframe.parse("90m"), START
     outage = Span(START + 900, START + 900 * (1 + outage_buckets))
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
@@ -292,7 +293,7 @@ async def test_order_flow_that_a_corrected_minute_lacks_is_taken_from_its_bucket
 
 
 class Joined(frozenset[int]):
-    """A set that counts how often it is joined with another one."""
+    """A set that counts its unions with other sets."""
 
     times = 0
 
@@ -302,7 +303,7 @@ class Joined(frozenset[int]):
 
 
 async def test_the_cost_of_late_candles_is_linear_in_their_number(tmp_path: Path) -> None:
-    """A set that was joined once a candle held the writer for seconds at 20,000 candles."""
+    """A set that was joined once per candle blocked the writer for seconds at 20,000 candles."""
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         step, late = DerivedStep(MINUTE, TARGETS), Joined(START + 60 * at for at in range(50))
 

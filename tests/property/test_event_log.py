@@ -32,7 +32,7 @@ details = st.sampled_from(["", "one", "two"])
 
 @dataclass
 class StoreModel:
-    """What a store makes of batches."""
+    """The content of a store that applies batches."""
 
     rows: dict[int, tuple[str, SeriesEvent]] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class LogAndStore(RuleBasedStateMachine):
 
     @rule(most=st.integers(1, 10), then=st.lists(st.tuples(scopes, names, details), max_size=5), lands=st.booleans())
     def store_fails(self, most: int, then: list[tuple[str, str, str]], *, lands: bool) -> None:
-        """A write that fails while events go on coming; it may have been committed all the same."""
+        """A write that fails while more events arrive; it may have been committed nevertheless."""
         batch = self.log.take(most)
         for scope, name, detail in then:
             self.log.note(scope, name, detail, self.now_ms)

@@ -1,4 +1,4 @@
-"""ExchangeClock against a model exchange: two clocks that drift, jump, are wrong, stand still and run at any speed."""
+"""ExchangeClock against a model exchange: two clocks that drift, jump, are wrong, stop, and run at any speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.thorough import examples
 
 T0_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
-# Stamps that no exchange's clock shows: of the year 9999, of 1970, microseconds for milliseconds, an hour off.
+# Stamps that no exchange's clock shows: of the year 9999, of 1970, microseconds instead of milliseconds, an hour off.
 ABSURD_MS = (253_402_300_799_000, 10**18, 0, 10**30, T0_MS * 1000, T0_MS + HOUR_MS, T0_MS - HOUR_MS)
 TICK_S = 0.5
 LATENCY_S = 0.03
@@ -52,8 +52,8 @@ class ModelExchange:
         return self.clock.answered(stamp_ms, self.now_s)
 
     def run(self, seconds: float, *, frames: bool = True, rows: bool = False) -> None:
-        """Frames come, and REST is asked whenever that is wanted, as the service does it; with `rows` also every few
-        seconds, as somebody reads rows."""
+        """Frames arrive, and REST is asked when the clock wants it, as the service does; with `rows` also every few
+        seconds, as by readers of rows."""
         until_s = self.now_s + seconds
         while self.now_s < until_s:
             if frames and self.speed > 0.0:
@@ -120,7 +120,7 @@ def test_an_exchange_that_stands_still_and_goes_on_stays_known() -> None:
     model.run(10.0)
     model.speed = 0.0
     model.run(60.0)
-    assert model.error_ms() <= 5500  # until the next answer it is taken to go on
+    assert model.error_ms() <= 5500  # until the next answer the clock is assumed to continue
     assert model.clock.final_ms(model.now_s) is not None
     model.speed = 1.0
     model.run(10.0)
@@ -262,19 +262,19 @@ def test_no_close_looks_early_while_rest_stops_answering(speed: float, answers: 
             model.clock.heard(late_ms, model.now_s)
             model.frame()
         if number < 3:
-            continue  # the speed is being learned
+            continue  # the speed is still being learned
         assert not model.clock.is_ahead(model.stamp("frames"), model.now_s)
         least_ms = model.clock.least_ms(model.now_s)
         assert least_ms is not None
         assert speed < 1.0 or least_ms >= model.true_ms - model.near_ms, "what is banned waits no longer than it must"
-    if speed >= 1.0:  # else REST may have gone as fast as ours since
+    if speed >= 1.0:  # otherwise REST's clock may have run as fast as ours since then
         assert model.clock.is_ahead(int(model.true_ms + 15_000.0 + 20_000.0 * speed), model.now_s)
 
 
 @settings(max_examples=examples(40), deadline=None)
 @given(SPEEDS, st.integers(-60, 60), st.lists(st.floats(0.0, 59.9), min_size=1, max_size=20))
 def test_forming_candles_never_make_a_close_in_time_look_early(speed: float, off_s: int, seconds: list[float]) -> None:
-    """REST is not known; the frames' clock is off by the same time for as long as the test goes on."""
+    """REST's time is unknown; the frames' clock is off by the same time during the whole test."""
     model = ModelExchange(speed=speed, off_ms={"rest": 0.0, "frames": off_s * 1000.0})
     minute_ms = T0_MS // 60_000 * 60_000 + 60_000
     for number, second in enumerate(sorted(seconds)):

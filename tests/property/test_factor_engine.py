@@ -1,4 +1,4 @@
-"""The factor graph: however the candles are handed over, the same states and events, and none from the future."""
+"""The factor graph: for any batches of candles the same states and events, and none from the future."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from support.structure_oracle import markets, structure_graph, told, walk, windo
 
 
 class Above(msgspec.Struct, frozen=True):
-    """A mean of what an indicator says, exact or not at all: a sum of floats shows any other order of work."""
+    """A mean of an indicator's values, compared exactly: a sum of floats reveals any other order of work."""
 
     total: float = 0.0
     count: int = 0
 
 
 class AboveMean(Factor[Above]):
-    """Depends on an indicator, on a factor, and on the very bits of all that it has seen."""
+    """Depends on an indicator, on a factor, and on the exact bits of all candles so far."""
 
     name = "above_mean"
     label = "Closes above the mean of an indicator"
@@ -59,7 +59,8 @@ EXAMPLE = example()
 
 
 def everything(major: int, minor: int) -> FactorGraph:
-    """The built-in ones, the example of the documents, and one that depends on it and on an indicator."""
+    """The built-in factors, the example of the documents, and a factor that depends on that example and on an
+    indicator."""
     return FactorGraph((*structure(FactorSettings(major, minor)), *EXAMPLE, AboveMean()), outside=("mean_3",))
 
 
@@ -109,7 +110,7 @@ def test_what_was_said_and_the_state_are_the_same_whatever_comes_later(
     _, said = graph.advance_many(graph.seed(), candles, outside)
     assert said[: len(said_then)] == said_then
     assert all(visible(event) >= candles[count].time for _, event in said[len(said_then) :])
-    # Advancing on from a state leaves it as it was: it is a value.
+    # Advancing from a state does not modify the state.
     _, more = graph.advance_many(then, candles[count:], outside[count:])
     assert said_then + more == said
     assert graph.encode(then) == kept
@@ -146,7 +147,8 @@ def test_a_state_takes_no_more_bytes_after_ten_times_the_candles() -> None:
     for candle in walk(1, 5_000):
         states, _ = graph.advance(states, candle)
         sizes.append(len(graph.encode(states)))
-    # The number of minor pivots since the last major one moves; apart from them the state is full after 21 candles.
+    # The number of minor pivots since the last major one changes; except for these pivots the state is full after 21
+    # candles.
     assert max(sizes[500:]) < 2 * max(sizes[:500])
 
 

@@ -1,4 +1,4 @@
-"""is_final: a row is closed when two later rows follow it, or when the exchange's clock has passed its margin."""
+"""is_final: a row is closed when two later rows follow, or when the exchange's clock has passed the row's margin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The updates of a follower: of one series for any messages, of several for any order of arrival."""
+"""The order of a follower's updates: of one series for any messages, of several series for any order of arrival."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_history_of_several_series_comes_in_the_order_of_time_and_each_series_in
         update = arrivals.next(choice)
         if update is not None:
             merge.put(update)
-        for _ in range(hurry):  # the program may be slow, too
+        for _ in range(hurry):  # the program may be slow as well
             taken = merge.take()
             got += [taken] if taken is not None else []
     while (taken := merge.take()) is not None:

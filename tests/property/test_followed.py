@@ -1,5 +1,5 @@
 """Followed against a model exchange: after any events of the stream, REST, the lists and the store, the stored candles
-finally equal those of the exchange. And single decisions by values."""
+finally equal those of the exchange. Also single decisions by values."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ PAGE = 7
 
 @dataclass
 class World:
-    """An exchange, a store and what lies between them, a second a step."""
+    """An exchange, a store and the network between them, one second per step."""
 
     rng: random.Random
     quiet: float  # share of minutes in which nothing is traded and no candle exists
@@ -89,7 +89,7 @@ class World:
         return Moment(self.now_s, FIRST_S * 1000 + int(self.now_s * 1000))
 
     def candle(self, time: int) -> Candle | None:
-        """The exchange's candle of that open time, if anything was traded then."""
+        """The exchange's candle of that open time, if there was a trade."""
         if time not in self.absent:
             self.absent[time] = self.rng.random() < self.quiet
         price = float(100 + time // 60 % 50)
@@ -162,7 +162,7 @@ class World:
         self.carry_out(self.followed.event(event, self.now_s, self.now_s))
 
     def read(self, fetch: Fetch) -> None:
-        """Answer the reading that is under way."""
+        """Answer the reading in flight."""
         followed = self.followed
         followed.history_begins()
         if self.rest_status is not None or not self.listed:
@@ -185,7 +185,7 @@ class World:
         self.carry_out(followed.history_ended(self.now_s))
 
     def trouble(self) -> None:
-        """Something breaks, or is mended."""
+        """A fault begins or ends."""
         match self.rng.randrange(8):
             case 0:
                 self.connected = False
@@ -211,7 +211,7 @@ class World:
         self.carry_out(self.followed.attached(self.moment))
 
     def calm_down(self) -> None:
-        """From now on everything works."""
+        """From now on nothing fails."""
         self.silent, self.dropping, self.rest_status, self.listed, self.store_fails = False, 0.0, None, True, False
         self.connect()
 
@@ -240,7 +240,7 @@ def test_the_store_finally_equals_the_exchange_after_any_events(seed: int, quiet
 
 
 def followed_at_rest(head: int = FIRST_S) -> Followed:
-    """A series that is caught up with its stream live, and holds `head`."""
+    """A series that is caught up with its stream live, with this stored `head`."""
     followed = Followed(BTC, head - 60, SETTINGS, 0.0, None)
     followed.attached(Moment(0.0, head * 1000))
     followed.history_begins()

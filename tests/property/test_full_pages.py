@@ -57,7 +57,7 @@ async def test_full_and_short_pages_are_the_same_candles(
             full.pop("candles")
             assert full == short
             if after is None:
-                expected = [one for one in candles if until is None or one.time < until][-limit:]
+                expected = [candle for candle in candles if until is None or candle.time < until][-limit:]
             else:
-                expected = [one for one in candles if one.time > after][:limit]
+                expected = [candle for candle in candles if candle.time > after][:limit]
             assert shown == expected

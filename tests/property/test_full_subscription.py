@@ -1,7 +1,7 @@
 """Subscriptions with and without order flow, over the same commits of a store.
 
-A client without order flow gets byte for byte what it gets from a store that has none. A client with order flow has the
-same candles, and is not sent an enrichment.
+A client without order flow gets byte for byte the messages of a store without order flow. A client with order flow gets
+the same candles, and no message for an enrichment.
 """
 
 import json
@@ -65,7 +65,7 @@ class Follower:
 @dataclass(frozen=True)
 class Times:
     """When followers attach, when their catch-up is read, and when it is sent: each before the commit of this number.
-    What is published between is held."""
+    Commits published in between are held."""
 
     attach: int
     read: int
@@ -73,8 +73,8 @@ class Times:
 
 
 async def follow(path: Path, commits: list[list[Candle]], times: Times, followers: list[Follower]) -> list[Candle]:
-    """Write the commits to a new store, with these followers, which have one `since`. Returns what is stored in the
-    end."""
+    """Write the commits to a new store, with these followers, which have one `since`. Returns the final content of the
+    store."""
     async with SqliteDatabase(path) as database:
         reader = CandleReader(database, knows)
         for number in range(len(commits) + 1):

@@ -1,4 +1,4 @@
-"""The gap ledger against a model: a plain dict from each missing open time to what is known of it."""
+"""The gap ledger against a model: a dict from each missing open time to its state and proof."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from support.timeframes import TIMEFRAMES
 MINUTE = Timeframe.parse("1m")
 MONTH = Timeframe.parse("1M")
 UNKNOWN, HEALING, EMPTY, LOST = GapState
-LENGTH = 20  # candles that the model knows: few, so that spans meet
+LENGTH = 20  # candles that the model covers: few, so that spans meet
 
 
 class Known(NamedTuple):
@@ -47,14 +47,14 @@ Model = dict[int, Known]
 
 
 def grid(timeframe: Timeframe) -> list[int]:
-    """The model's open times, and one more as the end of the last."""
+    """The open times of the model, and one more as the end of the last span."""
     first = timeframe.floor(int(datetime(2020, 1, 15, tzinfo=UTC).timestamp()))
     return [timeframe.shift(first, at) for at in range(LENGTH + 1)]
 
 
 def rows_of(model: Model, timeframe: Timeframe) -> list[Gap]:
-    """The model as rows, by the words of the design: neighbours of one state and one proof are one row, which is
-    confirmed by the time when its last part was. The model takes over that time."""
+    """The model as ledger rows: neighbours with one state and one proof are one row, confirmed at the time of its last
+    part. The model takes over that time."""
     rows: list[Gap] = []
     for at in sorted(model):
         known, end = model[at], timeframe.next(at)
@@ -71,7 +71,7 @@ def rows_of(model: Model, timeframe: Timeframe) -> list[Gap]:
 
 
 def spans_of(times: Iterable[int], timeframe: Timeframe) -> list[Span]:
-    """Spans of a set of times, slowly."""
+    """Spans of a set of times, by a slow method."""
     spans: list[Span] = []
     for at in sorted(times):
         start = spans.pop().start if spans and spans[-1].end == at else at
@@ -80,7 +80,8 @@ def spans_of(times: Iterable[int], timeframe: Timeframe) -> list[Span]:
 
 
 class Series:
-    """A ledger in the making beside its model. Each change is made from the rows that touch it, and must be small."""
+    """A ledger being changed beside its model. Each change is made from the rows that touch the change, and must be
+    minimal."""
 
     def __init__(self, timeframe: Timeframe) -> None:
         self.timeframe = timeframe
@@ -89,7 +90,7 @@ class Series:
         self.stored: set[int] = set()
 
     def near(self, spans: Sequence[Span]) -> list[Gap]:
-        """What a store would read: the rows that touch the hull of `spans`."""
+        """The rows that a store would read: those that touch the hull of `spans`."""
         return [row for row in self.rows if row.start <= spans[-1].end and row.end >= spans[0].start]
 
     def extent(self) -> Span | None:
@@ -97,7 +98,7 @@ class Series:
 
     def write(self, change: GapChange) -> None:
         assert set(change.delete) <= set(self.rows)
-        assert not set(change.delete) & set(change.insert)  # no row is written as it was
+        assert not set(change.delete) & set(change.insert)  # no row is written unchanged
         assert bool(change) == (change.delete != change.insert)
         self.rows = change.applied_to(self.rows)
         assert self.rows == rows_of(self.model, self.timeframe)
@@ -109,7 +110,7 @@ RANGES = st.tuples(st.integers(0, LENGTH - 1), st.integers(1, 8)).map(
 )
 PICKED = RANGES | st.sets(st.integers(0, LENGTH - 1), min_size=1)
 STEP = st.tuples(OPERATIONS, PICKED, st.sampled_from("ab"), st.integers(1, 9))
-# Most of a ledger's life begins with a hole; a series of changes from nothing seldom meets itself.
+# A ledger usually starts with a hole; changes from an empty ledger seldom overlap.
 STEPS = st.tuples(st.lists(STEP, max_size=4), st.lists(STEP, max_size=20)).map(
     lambda drawn: [*drawn[0], ("note", set(range(LENGTH)), "a", 1), *drawn[1]]
 )
@@ -171,7 +172,7 @@ def test_whatever_the_order_of_arrival_each_time_between_the_edges_is_stored_or_
         lacking = set(times[:-1]) - series.stored
         inside = {at for at in lacking if min(series.stored) < at < max(series.stored)}
         assert series.rows == [Gap(*span, UNKNOWN) for span in spans_of(inside, MINUTE)]
-        assert not arrived(series.rows, MINUTE, series.extent(), chosen)  # the same again writes nothing
+        assert not arrived(series.rows, MINUTE, series.extent(), chosen)  # repeating the change writes nothing
 
 
 LEDGERS = st.dictionaries(

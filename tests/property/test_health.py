@@ -20,7 +20,7 @@ from klinesync.market_data.health import STATUS, Facts, Health, MissingCandles, 
 from support.timeframes import TIMEFRAMES
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
-START = 1_700_000_040  # on the minute
+START = 1_700_000_040  # at a whole minute
 GRACE_S = 5.0
 LIVE = StreamStatus(StreamState.LIVE, START)
 IDLE = BackfillReport()
@@ -40,7 +40,7 @@ def gap(first: int, end: int, state: GapState = GapState.UNKNOWN) -> Gap:
 
 
 def facts(after_s: int = 30, **changes: object) -> Facts:
-    """Minutes 0 to 99 are stored, and it is so many seconds after the close of the last one."""
+    """Minutes 0 to 99 are stored; now is that many seconds after the close of minute 99."""
     known = Facts(
         series=BTC,
         now_time=START + 60 * CANDLES + after_s,
@@ -111,10 +111,10 @@ def test_the_head_is_the_latest_closed_time() -> None:
     ("after_s", "reason", "missing"),
     [
         (-1, "head_ahead_of_closed_window", 0),
-        (0, "up_to_date", 0),  # its candle is there before it is expected
+        (0, "up_to_date", 0),  # the candle arrives before it is expected
         (4, "up_to_date", 0),
         (5, "up_to_date", 0),
-        (64, "up_to_date", 0),  # the next one closed four seconds ago
+        (64, "up_to_date", 0),  # the next minute closed four seconds ago
         (65, "lagging_no_recent_backfill", 1),
         (124, "lagging_no_recent_backfill", 1),
         (125, "lagging_no_recent_backfill", 2),
@@ -134,7 +134,7 @@ def test_a_candle_is_expected_a_moment_after_its_close(after_s: int, reason: str
         ({"backfill": ENDED}, "yellow", "backfill_recent"),
         ({"backfill": replace(FAILED, recent=True)}, "yellow", "backfill_recent"),
         ({"sweeping": True}, "yellow", "backfill_running"),
-        ({"working_on": [minutes(100, 110)]}, "yellow", "backfill_running"),  # the holes of its base that it waits for
+        ({"working_on": [minutes(100, 110)]}, "yellow", "backfill_running"),  # holes of its base
         ({"working_on": [minutes(101, 110)]}, "red", "lagging_no_recent_backfill"),
         ({"stream": StreamStatus(StreamState.REST_FALLBACK)}, "red", "lagging_no_recent_backfill"),
         ({"stream": StreamStatus(StreamState.DELISTED, START)}, "green", "up_to_date"),

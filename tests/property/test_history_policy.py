@@ -48,7 +48,7 @@ class Wanted:
 
 
 class Policy(RuleBasedStateMachine):
-    """Who needs candles, who reads them, and a clock."""
+    """Callers that need candles, workers that read them, and a clock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,9 +71,9 @@ class Policy(RuleBasedStateMachine):
         need = Need(series, Span(60 * first, 60 * (first + count)), reason, "a test", urgency)
         assert self.queue.submit(need, self.now_s)
         self.wanted.setdefault((series, kind(reason)), Wanted()).asked_s = self.now_s
-        waits = {one for status in self._needs(series, reason) for one in minutes(status.span)}
+        waits = {minute for status in self._needs(series, reason) for minute in minutes(status.span)}
         answered = self.queue.memory.was_answered(series, reason, need.span, self.now_s)
-        tail = reason is Reason.TAIL  # the newest need of a tail says where it lies
+        tail = reason is Reason.TAIL  # the newest need of a tail determines its span
         assert minutes(need.span) <= waits or answered or (tail and bool(self._needs(series, reason)))
 
     @rule(series=st.sampled_from(SERIES), urgency=URGENCIES)
@@ -128,7 +128,7 @@ class Policy(RuleBasedStateMachine):
                     again = USUAL_RETRIES.after_no_answer(pending, self.now_s, self.rng, 0.0)
                 case "retry after":
                     again = USUAL_RETRIES.after_no_answer(pending, self.now_s, self.rng, 500.0)
-                case _:  # a part came; the rest is due at once
+                case _:  # a part arrived; the rest is due at once
                     rest = Span(pending.span.start, pending.span.end - 60)
                     again = pending.due_now(rest, self.now_s) if rest.start < rest.end else None
             model = self.wanted[work.series, kind(pending.reason)]
@@ -187,7 +187,7 @@ class Policy(RuleBasedStateMachine):
                 assert sum(len(minutes(span)) for span in spans) == len(set().union(*map(minutes, spans)))
 
     def teardown(self) -> None:
-        """All is answered: nothing is left."""
+        """All needs are answered, and none remains."""
         for work in self.out:
             self.queue.settle(work, [], self.now_s)
         self.now_s += USUAL_RETRIES.backoff.most_s

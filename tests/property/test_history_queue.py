@@ -57,14 +57,14 @@ def gap(series: SeriesId, where: Span, asked_by: str, urgency: Urgency = Urgency
 
 @dataclass
 class World:
-    """What the exchange has, what is stored, and what is known of the holes; minutes, not seconds, in the sets."""
+    """The exchange's candles, the stored ones, and the known holes; the sets hold minutes, not seconds."""
 
     exchange: set[int]
     stored: set[int]
     ledger: list[Gap] = field(default_factory=list)
     requests: int = 0
     reads: list[Piece] = field(default_factory=list)
-    mute: set[int] = field(default_factory=set)  # rows that the exchange has and does not show
+    mute: set[int] = field(default_factory=set)  # rows that the exchange has but does not show
 
     def __post_init__(self) -> None:
         kept, self.stored = self.stored, set()
@@ -94,7 +94,7 @@ class World:
             start = 60 * page[-1]
 
     def carry_out(self, fetch: Fetch, now_s: float, rng: random.Random) -> list[Pending]:
-        """What the service does, with sets for a store and an exchange."""
+        """The work of the service, with sets in place of a store and an exchange."""
         now = remaining(fetch, self.span(), self.ledger)
         if not now.needs:
             return behind_head(fetch, self.span(), now_s, rng, USUAL_RETRIES)
@@ -114,7 +114,7 @@ class World:
         )
 
     def heal(self, queue: HistoryQueue, now_s: float = 0.0, most: int = 1000) -> None:
-        """All that is due now."""
+        """Everything that is due now."""
         rng = random.Random(1)
         for _ in range(most):
             work = queue.take(now_s)
@@ -180,7 +180,7 @@ def test_every_need_is_filled_or_proven_empty_with_one_request_for_each_candle(
     [
         ([(2, 11)], [(3, 1)], []),  # each of two unknown rows has a hole for a neighbour
         ([(12, 26)], [(12, 26)], [(1, 11)]),  # most of a long hole is confirmed
-        ([(11, 54), (10, 62)], [(11, 54)], [(1, 89)]),  # the newest part begins with nothing
+        ([(11, 54), (10, 62)], [(11, 54)], [(1, 89)]),  # the newest part starts with a hole
     ],
 )
 def test_a_gap_of_several_states_is_settled(
@@ -220,7 +220,7 @@ def test_withheld_rows_are_requested_again_with_backoff(
         if row.state is GapState.UNKNOWN:
             queue.submit(
                 gap(BTC, row.span, "a test"), 0.0
-            )  # a hidden row between shown ones was taken for empty: not these
+            )  # a hidden row between shown ones counts as empty, except these
     world.heal(queue, now_s=20 * USUAL_RETRIES.backoff.most_s)
     assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
 
@@ -326,7 +326,9 @@ def test_an_urgent_need_raises_a_waiting_need_until_its_next_attempt_and_keeps_i
     work = queue.take(due_s)
     assert isinstance(work, Fetch)
     assert work.urgency is Urgency.READ
-    assert [(one.span, one.need.asked_by, one.fruitless_attempts) for one in work.needs] == [(span(10, 20), "read", 1)]
+    assert [(need.span, need.need.asked_by, need.fruitless_attempts) for need in work.needs] == [
+        (span(10, 20), "read", 1)
+    ]
     queue.settle(work, [USUAL_RETRIES.after_fruitless(need, due_s, rng) for need in work.needs], 0.0)
     assert not queue.waits_urgently(BTC)
     assert needs_of(queue, due_s + USUAL_RETRIES.backoff.most_s) == [span(10, 20)]
@@ -378,7 +380,7 @@ def test_no_urgent_due_need_is_skipped_and_none_is_lost(
     for number, (series, first, count, urgency) in enumerate(asked):
         queue.submit(gap(series, span(first, first + count), "a test", urgency), 0.0)
         wanted[series] |= set(range(first, first + count))
-        under_way = {one for need in (out[series].needs if series in out else ()) for one in minutes(need.span)}
+        under_way = {minute for need in (out[series].needs if series in out else ()) for minute in minutes(need.span)}
         done[series] -= set(range(first, first + count)) - under_way
         if urgency is Urgency.READ:
             urgent[series] |= set(range(first, first + count)) - under_way
@@ -523,7 +525,7 @@ def test_needs_of_trimmed_candles_are_dropped() -> None:
     for row in world.ledger:
         queue.submit(gap(BTC, row.span, "a test"), 0.0)
     world.mute |= set(range(20, 70))
-    world.heal(queue)  # in vain: the holes' neighbours are hidden
+    world.heal(queue)  # fruitless: the holes' neighbours are hidden
     assert [gap.state for gap in world.ledger] == [GapState.UNKNOWN] * 2
     # Everything before minute 70 is trimmed, with both gaps.
     world.stored = set(range(70, 200))

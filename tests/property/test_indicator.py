@@ -1,4 +1,4 @@
-"""Indicators: the same bits in bulk, one by one, behind any start, restart, rewind and outage."""
+"""Indicators: the same bits in bulk, candle by candle, after any start, restart, rewind and outage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from support.thorough import examples
 MINUTE = Timeframe.parse("1m")
 # Each kind of function: a window, a recursion, several prices, several outputs, whole numbers, volume.
 KINDS = parse_indicators("SMA(3),EMA(4),RSI(3),ATR(2),MACD(2,4,2),BBANDS(5),STOCH(3,2,0,2,0),CDLENGULFING,MFI(3),HA")
-# Chunks far shorter than an indicator has, so that a test sees many of them; longer than what these look back on.
+# Chunks far shorter than an indicator's, so that a test covers many of them; longer than the lookback of these
+# functions.
 SHORT = 16
 USUAL = parse_indicators("SMA(20),EMA(21),BBANDS(20),MACD(12,26,9),RSI(14),ATR(14)")
 
@@ -46,7 +47,7 @@ def bulk(indicator: Indicator, timeframe: Timeframe, candles: Sequence[Candle], 
 
 
 def newest(indicator: Indicator, candles: Sequence[Candle]) -> Columns:
-    """What a reader loads for a handle behind the last of them."""
+    """The candles that a reader loads for a handle after the last of them."""
     return Columns.of(candles[-indicator.warm_up :])
 
 
@@ -68,7 +69,7 @@ def walk(seed: int, times: Sequence[int]) -> list[Candle]:
 
 @st.composite
 def histories(draw: st.DrawFn, timeframe: Timeframe = MINUTE) -> list[Candle]:
-    """Stretches with all candles, with few of them, and outages, beginning anywhere on the grid."""
+    """Stretches with all candles, with few of them, and outages, starting anywhere on the grid."""
     open_time = timeframe.shift(timeframe.floor(1_700_000_000), draw(st.integers(0, 3 * SHORT)))
     times: list[int] = []
     for _ in range(draw(st.integers(1, 6))):
@@ -87,7 +88,7 @@ timeframes = st.sampled_from(["1m", "15m", "3d", "1w", "1M"]).map(Timeframe.pars
 
 
 def defined(indicator: Indicator, timeframe: Timeframe, candles: Sequence[Candle], at: int) -> tuple[float, ...]:
-    """The value at the candle with that position, from the words of the definition."""
+    """The value at the candle with that position, directly from the definition."""
     base = timeframe.offset_s
 
     def chunk(candle: Candle) -> int:
@@ -231,7 +232,7 @@ def test_each_admitted_function_gives_the_same_bits_one_by_one_and_in_bulk(name:
 
 
 def test_a_series_with_hardly_any_candles_runs_few_streams_and_keeps_few_candles() -> None:
-    """One candle in each chunk: each of the last ones may be the next anchor."""
+    """One candle in each chunk: each of the last candles may be the next anchor."""
     (indicator,) = parse_indicators("EMA(5)")
     candles = walk(5, range(60 * 7, 60 * 1_000 * indicator.chunk, 60 * indicator.chunk))
     handle = indicator.open(MINUTE, Columns.of([]))

@@ -1,4 +1,4 @@
-"""Which TA-Lib functions agree with themselves over the full history when they begin at an anchor: all, measured."""
+"""Which TA-Lib functions agree with their full history when they begin at an anchor: measured for all functions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def function(name: str) -> Function:
 
 
 def made(close: Floats, dice: np.random.Generator, wick: float, traded: Floats) -> Columns:
-    """Candles around these closes: a wick is a part of the price, and nothing is traded where `traded` is 0."""
+    """Candles around these closes: wicks are a share of the price, and the volume is 0 where `traded` is 0."""
     open_ = np.r_[close[0], close[:-1]]
     high = np.maximum(open_, close) * (1 + np.abs(dice.normal(0, wick, len(close))) * traded)
     low = np.minimum(open_, close) * (1 - np.abs(dice.normal(0, wick, len(close))) * traded)
@@ -51,7 +51,7 @@ def made(close: Floats, dice: np.random.Generator, wick: float, traded: Floats) 
 
 
 def walk(seed: int, price: float, tick: float, quiet: float) -> Columns:
-    """A random walk on a grid of prices, in which that part of the minutes sees no trade."""
+    """A random walk on a grid of prices, with that share of minutes without trades."""
     dice = np.random.default_rng(seed)
     traded = (dice.random(LENGTH) >= quiet).astype(float)
     close = price * np.exp(np.cumsum(dice.normal(0, 0.001, LENGTH) * traded))
@@ -64,7 +64,7 @@ def walk(seed: int, price: float, tick: float, quiet: float) -> Columns:
 
 @cache
 def markets() -> dict[str, Columns]:
-    """Markets that made functions disagree, and ordinary ones."""
+    """Markets in which functions disagreed, and ordinary ones."""
     dice = np.random.default_rng(7)
     traded = np.ones(LENGTH)
     steps = dice.normal(0, 0.001, LENGTH)
@@ -84,7 +84,7 @@ def markets() -> dict[str, Columns]:
 
 @cache
 def standing_still() -> Columns:
-    """A market in which, now and then, 400 minutes pass without a trade: most of the usual chunk."""
+    """A market in which now and then 400 minutes, most of the usual chunk, pass without a trade."""
     columns = walk(6, 100, 0.01, 0.0)
     open_, high, low, close = columns.open.copy(), columns.high.copy(), columns.low.copy(), columns.close.copy()
     volume = columns.volume.copy()
@@ -96,7 +96,7 @@ def standing_still() -> Columns:
 
 
 def recorded(folder: Path) -> dict[str, Columns]:
-    """Minutes of a liquid market, and of one with hardly any trades and with outages."""
+    """Minutes of a liquid market, and of a market with few trades and with outages."""
     table = pa_feather.read_table(folder / "spot" / "BTC_USDT-1m.feather")
     values = [table[name].to_numpy() for name in ("open", "high", "low", "close", "volume")]
     btc = Columns(table["date"].to_numpy().astype("datetime64[s]").astype(np.int64), *values)
@@ -110,10 +110,9 @@ def recorded(folder: Path) -> dict[str, Columns]:
 
 
 def difference(indicator: Indicator, columns: Columns) -> float:
-    """The largest difference between anchored and full history, as a part of the output's largest absolute value.
+    """The largest difference between anchored and full history, relative to the output's largest absolute value.
 
-    Infinite when one of them has a value and the other one has none. The first values, which are the full history's,
-    are compared as well.
+    Infinite when only one of them has a value. The first values, which are the full history's, are compared as well.
     """
     anchored = indicator.compute(MINUTE, columns)
     full = indicator.function.over(columns.prices(indicator.inputs), indicator.parameters)
@@ -131,7 +130,7 @@ def difference(indicator: Indicator, columns: Columns) -> float:
 
 
 def tightest(name: str) -> Indicator:
-    """The function with the period for which the chunk is the fewest periods long."""
+    """The function with the period for which the chunk has the fewest periods."""
     found = function(name)
     if not found.parameters or found.parameters[0].name != "timeperiod":
         return indicator_of(found)
@@ -147,7 +146,7 @@ def test_an_admitted_function_agrees_with_the_full_history(name: str) -> None:
 
 
 def drawn(name: str, dice: random.Random) -> Indicator:
-    """The function with parameters of any size that people ask for, and any admitted kind of average."""
+    """The function with realistic parameters of any size, and any admitted kind of average."""
     values: list[int | float] = []
     for parameter in function(name).parameters:
         if parameter.is_average:
@@ -189,9 +188,8 @@ def test_a_refused_function_disagrees_somewhere(name: str) -> None:
 
 
 def test_behind_a_standstill_the_ratios_of_wilders_averages_differ_and_no_others() -> None:
-    """The one case in which admitted functions differ: of gains and losses only remnants below 1e-9 are left then,
-    and the full history goes on dividing them. `docs/reference/indicators.md` says so.
-    """
+    """The only case in which admitted functions differ: gains and losses have decayed to remnants below 1e-9, and the
+    full history still divides these remnants. `docs/reference/indicators.md` describes the case."""
     differ = {name for name in ADMITTED if difference(indicator_of(function(name)), standing_still()) > TOLERANCE}
     assert differ == {"CMO", "DX", "MINUS_DI", "PLUS_DI", "RSI", "STOCHRSI"}
 

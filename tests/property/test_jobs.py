@@ -70,10 +70,10 @@ class JobsMachine(RuleBasedStateMachine):
         if series not in world.jobs and self.max_jobs and len(world.jobs) >= self.max_jobs:
             idle = {one: model.idle_since_s for one, model in world.jobs.items() if model.idle_since_s is not None}
             if not idle:
-                before = [(one.series, one.references) for one in self.table.entries()]
+                before = [(entry.series, entry.references) for entry in self.table.entries()]
                 with pytest.raises(NoCapacity):
                     self.table.acquire(series)
-                assert [(one.series, one.references) for one in self.table.entries()] == before
+                assert [(entry.series, entry.references) for entry in self.table.entries()] == before
                 return
             commands = self.table.acquire(series)
             assert isinstance(commands[0], Stop)
@@ -155,7 +155,7 @@ def test_with_a_ttl_of_zero_a_job_ends_at_the_next_expiry() -> None:
 
 
 class FewFit:
-    """An exchange on which so many series fit."""
+    """An exchange with room for that many series."""
 
     def __init__(self, fit: int) -> None:
         self.fit = fit

@@ -1,5 +1,5 @@
-"""What factors and overlays have stored is a function of the stored candles alone: not of batches, their order,
-corrections, restarts, faults or the pieces in which it was computed."""
+"""The stored ledgers of factors and overlays are a function of the stored candles alone: not of batches, their order,
+corrections, restarts, faults or the pieces of the computation."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def catch_up(database: InThreadSqliteDatabase, step: LedgerStep, now_s: fl
 
 
 def ledger_of(store: CandleStore, step: LedgerStep) -> dict[str, Any]:
-    """All parts of a ledger that must be equal."""
+    """All parts of a ledger that are compared."""
     ledger = store.ledger.get(BTC)
     head = store.head(BTC)
     assert ledger is not None
@@ -146,7 +146,7 @@ def ledger_of(store: CandleStore, step: LedgerStep) -> dict[str, Any]:
 
 
 async def expected(rows: Sequence[Candle], step: LedgerStep) -> dict[str, Any]:
-    """The ledger of candles that are written one by one, in order."""
+    """The ledger after candles are written one by one, in order."""
     with TemporaryDirectory() as folder:
         async with InThreadSqliteDatabase(Path(folder) / "store.sqlite", pause=no_pause) as database:
             for row in rows:
@@ -335,7 +335,7 @@ class TradesCounted(Factor[int]):
 
 
 async def test_order_flow_that_a_command_fills_in_is_computed_at_the_next_start(tmp_path: Path) -> None:
-    """The command computes no factors itself."""
+    """The command does not compute factors itself."""
     rows = walk(8)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         await database.write(lambda store: change(store, make_step(TradesCounted()), rows))
@@ -474,7 +474,8 @@ async def test_a_failed_look_for_lags_is_retried(tmp_path: Path, monkeypatch: py
 async def test_a_service_with_other_factors_or_none_rewinds_contradicted_ledgers(
     tmp_path: Path, earlier: int, meanwhile: Callable[[], LedgerStep]
 ) -> None:
-    """That service may end before it recomputes; then the ledger is ours again without ever having been its own."""
+    """A service of another fingerprint may end before it recomputes; then the ledger has our fingerprint again without
+    ever having had the other."""
     rows = walk(4)
     async with InThreadSqliteDatabase(tmp_path / "store.sqlite", pause=no_pause) as database:
         step = make_step()
@@ -504,7 +505,7 @@ async def test_the_watchdog_interrupts_neither_code_in_time_nor_later_code() -> 
 @pytest.mark.parametrize("cut", [1, 30, 64, 120, 159])
 async def test_after_a_trim_the_remaining_candles_are_computed_as_before(tmp_path: Path, cut: int) -> None:
     def structure() -> LedgerStep:
-        # Without indicators: with the candles that they look back on, their values change at the edge.
+        # Without indicators: their values change at the edge, because of the candles that they look back on.
         factors = FactorGraph(load_factors(FactorSettings(pivot_window_major=3, pivot_window_minor=1)))
         return LedgerStep(factors, OverlayGraph(load_overlays(), factors.names))
 

@@ -1,4 +1,4 @@
-"""Whatever a ledger went through, verify finds nothing in it; and of what is damaged it finds something."""
+"""After any history of a ledger `verify` finds no difference, and it finds every kind of damage."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ STEPS = st.lists(
     max_candles=st.sampled_from([7, 40, 2000]),
     window=st.sampled_from([1, 13, 10_000]),
 )
-# Trimmed twice at the same place; its first candle corrected; trimmed while it lags; all of it trimmed; older candles.
+# Trimmed twice at the same place; its first candle corrected; trimmed while it lags; completely trimmed; older candles.
 @example(seed=3, steps=[("write", 0, 100), ("trim", 50, 1), ("trim", 50, 1)], max_candles=2000, window=10_000)
 @example(seed=3, steps=[("write", 0, 100), ("trim", 50, 1), ("correct", 50, 9)], max_candles=2000, window=10_000)
 @example(
@@ -129,7 +129,7 @@ async def test_verify_finds_no_difference_after_any_history_of_a_ledger(
                 if kind == "write":
                     await database.write(write(rows))
                 elif kind == "correct":
-                    await database.write(write([one._replace(high=one.high + count) for one in rows[:1]]))
+                    await database.write(write([row._replace(high=row.high + count) for row in rows[:1]]))
                 elif kind == "restart":
                     step = make_step(max_candles)
                     await database.read(step.look_for_lags)
@@ -171,7 +171,7 @@ async def test_verify_finds_any_damaged_row(seed: int, table: str, position: int
         if how == "delete":
             if table == "checkpoint":
                 connection.close()
-                return  # a checkpoint less is a longer replay, and nothing that is wrong
+                return  # a missing checkpoint means a longer replay, which is not an error
             connection.execute(f"DELETE FROM {table} WHERE {which}")
         elif how == "double":
             doubled = [time + " + 60" if column == time and table == "checkpoint" else column for column in columns]

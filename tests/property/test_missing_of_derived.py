@@ -39,14 +39,14 @@ def minutes(first: int, end: int) -> list[Candle]:
 
 
 def hour(number: int, volume: float = 0.0) -> Candle:
-    """The exchange's own, with a volume that is rounded in another way, or given."""
+    """The exchange's own candle, with a volume that is rounded differently, or with the given volume."""
     rows = minutes(60 * number, 60 * number + 60)
     total = sum(sorted(row.volume for row in rows))
     return Candle(T0 + 3600 * number, 2.0, 3.0, 1.0, 2.5, volume or total * (1 + 1e-12))
 
 
 def write(store: CandleStore, step: DerivedStep, rows: Sequence[Candle]) -> list[frozenset[int]]:
-    """Base candles, and what follows from them; what of each derived series counts as revised."""
+    """Write base candles, with the derived ones; the revised candles of each derived series."""
     applied = write_closed(store, BASE, rows, Origin("rest", AT))
     return [one.revised for one in step.advance(store, BASE, applied, (), AT)]
 
@@ -88,7 +88,7 @@ async def test_base_history_takes_the_place_of_native_candles_and_only_what_diff
         natives = [hour(number, 123.0 if number == 7 else 0.0) for number in range(10)]
         step.write_native(store, HOURS, natives, (), "", AT)
         rolled = roll_up(minutes(5 * 60, 10 * 60), MINUTE, (HOUR,))[HOUR]
-        assert [one for one in natives[5:] if one in rolled] == [], "their bits differ"
+        assert [native for native in natives[5:] if native in rolled] == [], "their bits differ"
         (revised,) = write(store, step, minutes(5 * 60, 10 * 60))
         assert revised == {T0 + 7 * 3600}
         assert store.between(HOURS, T0 + 5 * 3600, T0 + 10 * 3600) == rolled
@@ -113,7 +113,7 @@ async def test_a_hole_between_native_candles_is_confirmed_by_the_exchange_and_ve
         assert (gap.start, gap.end, gap.state) == (T0 + 2 * 3600, T0 + 4 * 3600, GapState.CONFIRMED_EMPTY)
 
     def spoil(store: CandleStore) -> None:
-        # The base has half an hour of it, with higher prices.
+        # The base has half an hour of the bucket, with higher prices.
         store.write(HOURS, [hour(10)._replace(high=2.9)], Origin(NATIVE, AT, BASE))
 
     await in_store(path, work)
@@ -127,7 +127,7 @@ async def test_a_hole_between_native_candles_is_confirmed_by_the_exchange_and_ve
 async def test_a_native_candle_of_an_hour_that_proves_to_be_empty_stays_in_whatever_order_they_came(
     tmp_path: Path,
 ) -> None:
-    """The exchange has a candle for an hour and none of its minutes. What is longer counts the minutes alone."""
+    """The exchange has a candle for an hour and none of its minutes. Longer candles are folded from minutes alone."""
     step = DerivedStep(MINUTE, [HOUR, FOUR])
     night = [*minutes(0, 60), *minutes(120, 240)]
     empty = Span(T0 + 3600, T0 + 7200)
@@ -234,7 +234,7 @@ def test_an_open_bucket_at_the_beginning_of_the_base_is_looked_up_when_it_closes
     native = Span(T0 - 499 * 86_400, T0)
     assert found.native == native
     assert found.again_at == T0 + 86_400
-    # The bucket is requested then, and also later: after the base has newer buckets, or after a restart.
+    # The bucket is requested then, and again later: after the base has newer buckets, or after a restart.
     day = Span(T0, T0 + 86_400)
     for days, stored, holes in ((1, native, []), (2, native, []), (3, Span(native.start, T0 + 3 * 86_400), [day])):
         base = Span(base.start, T0 + days * 86_400 + 300)

@@ -1,4 +1,4 @@
-"""Native candles of a timeframe that an exchange lacks: the fold of its shorter candles, however these are paged."""
+"""Native candles of a timeframe that an exchange lacks: the fold of its shorter candles, for any paging."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def frame(code: str) -> Timeframe:
 
 
 def candle(time: int, value: int) -> Candle:
-    """A candle of a drawn number; volumes whose sums depend on the order."""
+    """A candle made from a drawn number; volumes whose sums depend on the order."""
     volume = (0.1, 1 / 3, 2.0**53, 0.0)[value % 4]
     return Candle(time, 1.0 + value % 3, 4.0 + value % 2, 0.5, 1.0 + value % 5 / 2, volume)
 
 
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[Timeframe, Timeframe, Span, list[HistoryPage], dict[int, Candle], list[Span]]:
-    """A target, a part, the span that was asked for, pages that overlap by a row; the rows and proved gaps in them."""
+    """A target, a part, the requested span, pages that overlap by a row; the rows and proved gaps in these pages."""
     target = draw(DERIVED_OF_MINUTES.filter(lambda one: len(native_parts(one, MINUTE)) > 1))
     part = draw(st.sampled_from(native_parts(target, MINUTE)[1:]))
     start = target.floor(TURN)
@@ -47,10 +47,10 @@ def answers(draw: st.DrawFn) -> tuple[Timeframe, Timeframe, Span, list[HistoryPa
     span = Span(start, target.shift(start, buckets))
     opens = [part.shift(start, at) for at in range(part.count(*span))]
     missing = draw(st.sets(st.sampled_from(opens), max_size=draw(st.sampled_from((0, 2, 40)))))
-    if draw(st.booleans()):  # nor does all of a bucket
+    if draw(st.booleans()):  # nor is every bucket complete
         bucket = target.shift(start, draw(st.integers(0, buckets - 1)))
         missing |= {time for time in opens if bucket <= time < target.next(bucket)}
-    if draw(st.booleans()):  # the exchange begins, or the newest candles are not shown yet
+    if draw(st.booleans()):  # the first candles of the exchange, or its newest candles are not shown yet
         missing |= set(opens[: draw(st.integers(0, len(opens)))])
         missing |= set(opens[len(opens) - draw(st.integers(0, 3)) :])
     rows = [candle(time, draw(st.integers(0, 59))) for time in opens if time not in missing]
@@ -125,9 +125,9 @@ def test_one_reading_folds_a_bounded_number_of_parts_the_newest_ones(target: Tim
 @pytest.mark.parametrize(
     ("first", "begins"),
     [
-        (None, None),  # nothing came
-        (TURN, None),  # there may be older ones
-        (TURN + 900, TURN + 2700),  # the first bucket lacks a part, and nothing shows that there is none
+        (None, None),  # an empty answer
+        (TURN, None),  # there may be older candles
+        (TURN + 900, TURN + 2700),  # the first bucket lacks a part that is not proved empty
         (TURN + 2700, TURN + 2700),
         (TURN + 4500, TURN + 5400),
     ],

@@ -1,5 +1,6 @@
-"""The store is a function of the final closed candles: ninety days of recorded minutes, however they arrive, leave the
-same bytes. Minutes one to a transaction are a slice of the recording, to keep the run short; the rest is all of it."""
+"""The store is a function of the final closed candles: ninety days of recorded minutes, in any order of arrival, give
+the same bytes. Single-minute transactions use a part of the recording, to keep the run short; the other ways use all of
+it."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def minutes(real_data: Path) -> list[Candle]:
     return recorded(real_data, "1m")
 
 
-# --- ways to arrive
+# --- orders of arrival
 
 
 def cut(candles: Sequence[Candle], dice: random.Random) -> Batches:
@@ -72,7 +73,7 @@ def shuffled_within_a_window(candles: list[Candle], dice: random.Random) -> Batc
 
 
 def with_random_duplicates(candles: list[Candle], dice: random.Random) -> Batches:
-    """A batch may hold one candle twice, and brings some again: of the last days mostly, now and then of any time."""
+    """A batch may hold one candle twice, and repeats some: mostly of the last days, now and then of any time."""
     batches = []
     upto = 0
     for batch in cut(candles, dice):
@@ -83,7 +84,7 @@ def with_random_duplicates(candles: list[Candle], dice: random.Random) -> Batche
 
 
 def with_corrections(candles: list[Candle], dice: random.Random) -> Batches:
-    """One minute in fifty arrives with wrong values, and is put right after a while, often beyond its day."""
+    """One minute in fifty arrives with wrong values, and is corrected later, often after its day."""
     batches: list[Sequence[Candle]] = []
     wrong: list[Candle] = []
     for batch in cut(candles, dice):
@@ -109,7 +110,7 @@ async def writing(
 ) -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
     async with SqliteDatabase(store) as database:
         assert database._file._writer is not None
-        database._file._writer.execute("PRAGMA synchronous = OFF")  # the disk's speed is not what is tested
+        database._file._writer.execute("PRAGMA synchronous = OFF")  # the disk's speed is not tested here
         pipeline = IngestPipeline(
             database,
             DerivedStep(BTC.timeframe, TARGETS),
@@ -147,7 +148,7 @@ def dump(store: CandleStore) -> dict[str, bytes]:
 
 
 def same(one: dict[str, bytes], other: dict[str, bytes]) -> bool:
-    """Whether two dumps are byte-identical; without the megabytes that a failed == would show."""
+    """Whether two dumps are byte-identical; a failed == would print megabytes."""
     return one.keys() == other.keys() and [name for name in one if one[name] != other[name]] == []
 
 
@@ -170,7 +171,7 @@ async def test_derived_candles_of_the_store_are_the_bars_of_the_exchange(
             ours = await database.read(lambda store, of=series: store.between(of, 0, MAX_TIME))  # type: ignore[misc]
             theirs = [bar for bar in recorded(real_data, target.code) if target.next(bar.time) <= minutes[-1].time + 60]
             assert [bar[:5] for bar in ours] == [bar[:5] for bar in theirs]
-            assert all(isclose(one.volume, other.volume, rel_tol=1e-9) for one, other in zip(ours, theirs, strict=True))
+            assert all(isclose(our.volume, other.volume, rel_tol=1e-9) for our, other in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ STEP_S = 60
 
 
 class Toy:
-    """Draws its events under few ids, so that ids repeat; and two drawings of the window."""
+    """Draws its events under few ids, so that ids repeat; also draws two lines over the window."""
 
     name = "toy"
     version = 1
@@ -83,7 +83,7 @@ class Ledger:
     def rewind(self, keep: int) -> None:
         del self.events[keep:]
         del self.values[keep:]
-        self.stored = [one for one in self.stored if one.visible_time < keep * STEP_S]
+        self.stored = [drawing for drawing in self.stored if drawing.visible_time < keep * STEP_S]
         self.epoch += 1
 
     def answer(self, window: int, cursor: Cursor | None, epoch: int | None, at: int | None = None) -> DrawDelta:
@@ -91,14 +91,14 @@ class Ledger:
         first = max(0, last - window + 1)
         start_time, at_time = first * STEP_S, last * STEP_S
         events = [event for said in self.events[first : last + 1] for event in said]
-        known = [one for one in self.stored if one.visible_time <= at_time]
+        known = [drawing for drawing in self.stored if drawing.visible_time <= at_time]
         return compose(
             SERIES,
             self.epoch,
             start_time=start_time,
             at_time=at_time,
             version_id=known[-1].version_id if known else 0,
-            stored=[one for one in known if one.visible_time >= start_time],
+            stored=[drawing for drawing in known if drawing.visible_time >= start_time],
             rendered=GRAPH.render(View(SERIES, start_time, at_time, events={"said": events})),
             points={"ema_3": [Point(at * STEP_S, self.values[at]) for at in range(first, last + 1)]},
             cursor=cursor,
@@ -126,8 +126,8 @@ class Reader:
         if delta.epoch != self.epoch:
             self.catalogue.clear()
             self.points.clear()
-        for one in delta.instruction_catalog_patch:
-            self.catalogue[one.instruction_id] = one.definition
+        for instruction in delta.instruction_catalog_patch:
+            self.catalogue[instruction.instruction_id] = instruction.definition
         last = self.points[-1].time if self.points else -1
         self.points += [point for point in delta.series_points["ema_3"] if point.time > last]
         self.active = delta.active_ids
@@ -154,8 +154,8 @@ def test_a_reader_of_deltas_shows_the_same_as_a_new_reader(
     ledger = Ledger()
     ledger.advance((0.0, []))
     reader = Reader(window)
-    for one in first:
-        ledger.advance(one)
+    for candle in first:
+        ledger.advance(candle)
         if data.draw(st.booleans(), "asks"):
             reader.ask(ledger)
             new = Reader(window)
@@ -171,8 +171,8 @@ def test_an_answer_applied_twice_changes_nothing(
 ) -> None:
     ledger = Ledger()
     reader = Reader(window)
-    for one in all_:
-        ledger.advance(one)
+    for candle in all_:
+        ledger.advance(candle)
         if data.draw(st.booleans(), "asks"):
             delta = reader.ask(ledger)
             before = reader.shown(ledger)
@@ -186,10 +186,10 @@ def test_an_answer_about_the_past_equals_the_answer_at_that_time(
 ) -> None:
     at = data.draw(st.integers(0, len(all_) - 1))
     then, now = Ledger(), Ledger()
-    for one in all_[: at + 1]:
-        then.advance(one)
-    for one in all_:
-        now.advance(one)
+    for candle in all_[: at + 1]:
+        then.advance(candle)
+    for candle in all_:
+        now.advance(candle)
     assert now.answer(window, None, None, at) == then.answer(window, None, None)
 
 
@@ -200,8 +200,8 @@ def test_a_reader_does_not_get_known_drawings_again(
     ledger = Ledger()
     reader = Reader(window)
     told: set[int] = set()
-    for one in all_:
-        ledger.advance(one)
+    for candle in all_:
+        ledger.advance(candle)
         delta = reader.ask(ledger)
         numbers = [
             own.version_id

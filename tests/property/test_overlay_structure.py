@@ -1,4 +1,4 @@
-"""The drawings of the structure chain, from candles to answers: the same for every reader at any time."""
+"""The drawings of the structure chain, from candles to answers: equal for every reader at any time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FACTORS = FactorGraph(structure(FactorSettings(pivot_window_major=2, pivot_window_minor=1)))
 OVERLAYS = OverlayGraph([PivotOverlay(), PenOverlay(), ZhongshuOverlay(), AnchorOverlay()], FACTORS.names)
 
-# Whole numbers, so that plateaus and ties happen; now and then a hole.
+# Whole numbers, so that plateaus and ties occur; now and then a hole.
 bars = st.tuples(st.integers(1, 12), st.integers(0, 4), st.sampled_from([1, 1, 1, 1, 1, 1, 1, 1, 3]))
 walks = st.lists(bars, min_size=1, max_size=80)
 

@@ -1,4 +1,4 @@
-"""Pens: confirmed ones, the extending one and the candidate, by walking the whole history at every candle."""
+"""Pens: confirmed ones, the extending one and the candidate, against a walk over the whole history at every candle."""
 
 from hypothesis import given
 

@@ -1,4 +1,4 @@
-"""Pivots: what stands out of its window, by brute force, at every candle."""
+"""Pivots: the extremes of their window, against brute force at every candle."""
 
 from itertools import pairwise
 
@@ -38,7 +38,7 @@ def test_on_a_plateau_the_earliest_major_pivot_wins_and_all_minor_ones_count() -
     rows = graph.heads(states, candles[-1])["pivot"]["minor"]
     assert isinstance(rows, list)
     resistance = [row["pivot_time"] for row in rows if row["direction"] == "resistance"]
-    assert resistance == [300, 360, 480, 540, 600]  # not 240: its window begins before the major pivot
+    assert resistance == [300, 360, 480, 540, 600]  # not 240: the window of 240 begins before the major pivot
 
 
 def test_one_candle_may_be_a_pivot_in_both_directions() -> None:
@@ -57,13 +57,13 @@ def test_minor_pivots_and_with_them_the_state_do_not_grow_with_a_flat_market() -
     rows = graph.heads(states, candle)["pivot"]["minor"]
     assert isinstance(rows, list)
     assert len(rows) == MINOR_KEPT
-    # The times take no more bytes than they did, so the last size is the largest one.
+    # The times do not grow in size, so the last size is the largest.
     assert max(sizes[MINOR_KEPT:]) - min(sizes[MINOR_KEPT:]) < 1_500
     assert rows == minors(flat(1_000), 20, 2)
 
 
 def test_the_walks_have_ties_pivots_in_both_directions_and_minor_pivots_that_are_dropped() -> None:
-    """Or the comparison above would say little."""
+    """Otherwise the comparison above would prove little."""
     candles = walk(3, 260)
     rows = majors(candles, 2)
     times = [row["pivot_time"] for row in rows]

@@ -1,4 +1,4 @@
-"""What becomes of events under any mixture of faults: nothing is lost but what is dropped, nothing is invented."""
+"""Events under any mixture of faults: only dropped events are lost, and none is invented."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STREAMS = [
 
 
 def event(stream: int, number: int, closed: bool, sent_ms: int = NOW_MS) -> Event:
-    """An event that is told from others by its number of trades."""
+    """An event that is identified by its number of trades."""
     return Event(STREAMS[stream], Row(0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, number, 1.0, 1.0, 1), closed, sent_ms)
 
 

@@ -1,4 +1,4 @@
-"""What the exchange shows at a moment, against a slow and obvious model."""
+"""The exchange's answers at a moment, against a slow and simple model."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_minutes_of_rest_roll_up_to_its_own_longer_candles_in_all_nine_values(
     assert all(None not in candle for candle in parts)
     for code in ("5m", "15m", "1h"):
         parts, own = fold(Timeframe.parse(code), parts), answered(code)
-        assert [(one.time, *one[1:5], one.trades) for one in parts] == [
+        assert [(part.time, *part[1:5], part.trades) for part in parts] == [
             (one.time, *one[1:5], one.trades) for one in own
         ]
-        assert all(agree(one, other, ROUNDING) for one, other in zip(parts, own, strict=True))
+        assert all(agree(part, other, ROUNDING) for part, other in zip(parts, own, strict=True))

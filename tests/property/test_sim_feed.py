@@ -1,4 +1,4 @@
-"""The streams' calendar under any way of looking at the clock."""
+"""The events of streams for any schedule of reading the clock."""
 
 from __future__ import annotations
 

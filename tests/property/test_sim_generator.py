@@ -1,4 +1,4 @@
-"""Generated candles: sound, the same for ever, and any minute at once."""
+"""Generated candles: valid, the same in every run, and any minute without computing the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A minute is traded so that it ends exactly in its candle."""
+"""The path of a minute ends exactly in its candle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = PathKey(1, SYMBOL)
 
 @st.composite
 def traded_minutes(draw: st.DrawFn) -> Row:
-    """A minute with at least one trade, its shape one that so many trades can have."""
+    """A minute with at least one trade, with a shape that its number of trades allows."""
     trades = draw(st.one_of(st.integers(1, 6), st.integers(1, 50_000)))
     low, a, b, high = sorted(draw(st.lists(st.integers(1, 10_000_000), min_size=4, max_size=4)))
     open_, close = draw(st.permutations((a, b)))

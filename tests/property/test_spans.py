@@ -29,17 +29,17 @@ from support.timeframes import TIMEFRAMES
 MINUTE = Timeframe.parse("1m")
 HOUR = Timeframe.parse("1h")
 DAY = Timeframe.parse("1d")
-LENGTH = 24  # candles of the grid that spans are drawn from: few, so that they meet
+LENGTH = 24  # candles of the grid from which spans are drawn: few, so that spans meet
 
 
 def grid(timeframe: Timeframe) -> list[int]:
-    """Open times, and one more as the end of the last."""
+    """The open times, and one more as the end of the last span."""
     first = timeframe.floor(int(datetime(2020, 1, 15, tzinfo=UTC).timestamp()))
     return [timeframe.shift(first, at) for at in range(LENGTH + 1)]
 
 
 def times_in(spans: Iterable[Span], timeframe: Timeframe = MINUTE) -> set[int]:
-    """The open times that lie in spans, one by one."""
+    """The open times within spans, one by one."""
     times: set[int] = set()
     for start, end in spans:
         while start < end:

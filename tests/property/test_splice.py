@@ -1,4 +1,4 @@
-"""Splice: whatever the interleaving of history and live, what comes out is increasing, complete, and says its jumps."""
+"""Splice: for any interleaving of history and live, the output is increasing and complete, and declares its jumps."""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,5 @@
-"""The store beside a model, over transactions that fail, savepoints that are undone, and new starts: what the one
-writer remembers, and what it buffers, is never seen to differ from what is stored."""
+"""The store against a model, over failing transactions, savepoints that are rolled back, and restarts: the writer's
+memory and buffers always agree with the stored rows."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from support.candles import FLOWS, Flow, stored_over
 from support.thorough import examples
 
 SERIES = [SeriesId.parse(f"binance:spot:{name}/USDT:1m") for name in ("BTC", "ETH")]
-# Over four chunks, so that candles are packed, corrected in their chunks, and read across.
+# Over four chunks, so that candles are packed, corrected in their chunks, and read across chunks.
 MINUTES = 900
 
 
 class Undone(Exception):
-    """What a transaction, or a savepoint in it, is ended by."""
+    """How a transaction, or a savepoint within, ends."""
 
 
 @dataclass
 class Content:
-    """What the model says of a series."""
+    """The model's rows of a series."""
 
     candles: dict[int, Candle] = field(default_factory=dict)
     revised: list[Candle] = field(default_factory=list)
@@ -71,7 +71,7 @@ def candle(minute: int, value: int, flow: Flow = FLOWS[0]) -> Candle:
 def revises(was: Candle | None, now: Candle) -> bool:
     """Whether `now` has a value that differs from one in `was`."""
     return was is not None and any(
-        None not in (one, other) and one != other for one, other in zip(was, now, strict=True)
+        None not in (before, after) and before != after for before, after in zip(was, now, strict=True)
     )
 
 
@@ -93,16 +93,16 @@ def writes(draw: st.DrawFn) -> Step:
         content = model.setdefault(series, Content())
         before = dict(content.candles)
         head = max(before, default=-1)
-        content.candles |= {one.time: stored_over(before.get(one.time), one) for one in batch}
-        changed = [content.candles[one.time] for one in batch if content.candles[one.time] != before.get(one.time)]
-        revised = [one for one in changed if revises(before.get(one.time), one)]
-        content.revised += [before[one.time] for one in revised]
+        content.candles |= {row.time: stored_over(before.get(row.time), row) for row in batch}
+        changed = [content.candles[row.time] for row in batch if content.candles[row.time] != before.get(row.time)]
+        revised = [row for row in changed if revises(before.get(row.time), row)]
+        content.revised += [before[row.time] for row in revised]
         assert list(applied.candles) == changed
-        late = {one.time for one in changed if one.time not in before and one.time < head}
-        assert applied.revised == late.union(one.time for one in revised)
-        enriched = {one.time for one in changed if one.time in before} - applied.revised
+        late = {row.time for row in changed if row.time not in before and row.time < head}
+        assert applied.revised == late.union(row.time for row in revised)
+        enriched = {row.time for row in changed if row.time in before} - applied.revised
         assert applied.rounded == applied.enriched == enriched
-        assert applied.flow_revised == {one.time for one in revised if one[:6] == before[one.time][:6]}
+        assert applied.flow_revised == {row.time for row in revised if row[:6] == before[row.time][:6]}
 
     return step
 
@@ -116,8 +116,8 @@ def trims(draw: st.DrawFn) -> Step:
         if content is None or all(time < before for time in content.candles):
             return
         store.trim(series, before)
-        content.candles = {time: one for time, one in content.candles.items() if time >= before}
-        content.revised = [one for one in content.revised if one.time >= before]
+        content.candles = {time: row for time, row in content.candles.items() if time >= before}
+        content.revised = [row for row in content.revised if row.time >= before]
 
     return step
 
@@ -142,7 +142,7 @@ def gap_changes(draw: st.DrawFn) -> Step:
 
 @st.composite
 def ledger_steps(draw: st.DrawFn) -> Step:
-    """A factor's candle: an event, a drawing, a checkpoint and the ledger; or a rewind."""
+    """One candle of a factor: an event, a drawing, a checkpoint and the ledger; or a rewind."""
     series, rewinds = draw(st.sampled_from(SERIES)), draw(st.sampled_from((False, False, False, True)))
     back, kept = draw(st.integers(1, 4)), draw(st.booleans())
 
@@ -186,9 +186,10 @@ def _time(said: Said) -> int:
 
 @st.composite
 def transactions(draw: st.DrawFn) -> tuple[list[tuple[list[Step], bool]], bool]:
-    """Parts, each in a savepoint of its own or not at all, and whether it is undone; and whether all of it is."""
-    one = st.one_of(writes(), writes(), trims(), gap_changes(), ledger_steps(), ledger_steps())
-    part = st.tuples(st.lists(one, max_size=4), st.booleans())
+    """Parts, each with or without a savepoint of its own, and whether the part, or the whole transaction, is rolled
+    back."""
+    step = st.one_of(writes(), writes(), trims(), gap_changes(), ledger_steps(), ledger_steps())
+    part = st.tuples(st.lists(step, max_size=4), st.booleans())
     return draw(st.lists(part, min_size=1, max_size=3)), draw(st.sampled_from((False, False, True)))
 
 
@@ -204,13 +205,15 @@ def compare(store: CandleStore, model: Model) -> None:
         assert store.newest(series, 3) == ascending[-3:]
         assert store.oldest(series, 300, since=-1) == ascending[:300]
         middle = MINUTES * 30
-        assert store.between(series, middle, MAX_TIME) == [one for one in ascending if one.time >= middle]
-        assert store.count_after(series, middle, 10_000) == sum(one.time > middle for one in ascending)
+        assert store.between(series, middle, MAX_TIME) == [row for row in ascending if row.time >= middle]
+        assert store.count_after(series, middle, 10_000) == sum(row.time > middle for row in ascending)
         assert [revision.was for revision in store.revisions(series)] == content.revised
         assert store.gaps(series) == [content.gaps[start] for start in sorted(content.gaps)]
         assert store.ledger.get(series) == content.ledger
         assert store.ledger.events(series, 0, MAX_TIME) == content.events
-        assert [one.version_id for one in store.ledger.drawings(series, 0, MAX_TIME)] == sorted(content.versions)
+        assert [drawing.version_id for drawing in store.ledger.drawings(series, 0, MAX_TIME)] == sorted(
+            content.versions
+        )
         assert list(checkpoints(store, series)) == sorted(content.checkpoints, reverse=True)
 
 
@@ -267,7 +270,7 @@ def test_what_the_writer_remembers_is_what_is_stored(
 
 
 def test_a_transaction_that_fails_costs_no_other_series_what_is_remembered(tmp_path: Path) -> None:
-    """One plugin's fault used to make the next minute of all series ask the store for everything."""
+    """One plugin's fault used to make the next minute of all series read everything from the store again."""
     file = SqliteFile(tmp_path / "store.sqlite")
     file.open()
     btc, eth = SERIES
@@ -286,7 +289,7 @@ def test_a_transaction_that_fails_costs_no_other_series_what_is_remembered(tmp_p
     file.write(lambda store: (store.head(eth), store.head(btc), store.gaps(eth), store.ledger.get(eth)))
     file._writer.trace_v2(0, None)
     file.close()
-    assert not [one for one in asked if "SELECT" in one], asked
+    assert not [statement for statement in asked if "SELECT" in statement], asked
 
 
 def test_rows_that_contradict_what_is_stored_are_damage_of_their_series_alone(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Subscription against a model: whatever is committed while a client attaches, catches up and follows, what it sees is
-strictly increasing, complete from `since` on, with every jump declared, and its picture equals the store at the end."""
+"""Subscription against a model: for any commits while a client attaches, catches up and follows, the client's stream is
+strictly increasing and complete from `since` on, with every jump declared, and finally equals the store."""
 
 import json
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.ws.frames import payload_of
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES, Announcement, Subscription
 
-# What nobody is told of.
+# Changes that are never published.
 ROUNDING = 1e-12
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 
@@ -57,7 +57,7 @@ class Viewer:
     picture: dict[int, float] = field(default_factory=dict)
     before: frozenset[int] = frozenset()
     gaps: list[tuple[int, int]] = field(default_factory=list)
-    # Nothing that opens before this is ever sent; None: not known yet.
+    # No candle that opens before this time is ever sent; None: not known yet.
     oldest: int | None = None
     extended_to: int | None = None
 
@@ -88,7 +88,7 @@ class Viewer:
         time, value = int(item["candle_time"]), item["volume"]
         assert self.last is None or time <= self.last
         assert self.oldest is None or time >= self.oldest, "from before all that was stored"
-        # What the client has from before, the service cannot know.
+        # The service cannot know which candles the client had before.
         assert time in self.before or self.picture.get(time) != value, "sent again"
         self.picture[time] = value
 
@@ -155,11 +155,11 @@ def test_a_client_with_since_ends_with_the_stored_candles(
         announcement = commit(store, entries)
         if announcement is not None:
             viewer.see(subscription.announce(announcement), batches=batches)
-    # What is first stored at or before since is the client's already, by its own word.
+    # The client's `since` claims that it has all candles up to then, also those first stored later.
     oldest = min(store.rows, default=0) if viewer.oldest is None else viewer.oldest
     owed = {time for time in store.rows if (time > since * 60 or time in known) and time >= oldest}
     older = min((time for time in store.rows if time < oldest), default=None)
-    # What came before the first that was sent, and up to since, is no older history: the client has it.
+    # A candle before the first one sent, and up to `since`, is not older history: the client claims to have it.
     has = first_at_read is None and older is not None and older <= since * 60
     assert has or viewer.extended_to == older, "what is older is told of, and paged"
     assert {time: viewer.picture.get(time) for time in owed} == pytest.approx(

@@ -1,4 +1,4 @@
-"""The turns of a venue: `TurnQueue` against what must hold after every step, and `Turns` under random cancels."""
+"""The turns of a venue: `TurnQueue` against invariants that hold after every step, and `Turns` under random cancels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROUNDING_S = 1e-6
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """A queue beside a model that knows who waits and who is under way."""
+    """A queue beside a model that knows the waiting requests and those in flight."""
 
     turns: Bundle[Turn] = Bundle("turns")
 
@@ -187,7 +187,7 @@ async def test_no_order_of_cancels_faults_and_answers_loses_a_place_or_raises(fi
 
 
 async def random_schedule(rng: random.Random) -> None:
-    """Requests that come, are cancelled and end in random order, also in the very step in which their turn comes."""
+    """Requests that arrive, are cancelled and end in random order, also in the very step in which their turn comes."""
     now_s = 0.0
     turns = Turns("venue", rng.randint(1, 3), lambda: now_s)
     answers: dict[int, asyncio.Event] = {}
@@ -238,7 +238,7 @@ async def test_a_request_that_is_cancelled_just_before_its_turn_comes_ends_nothi
     first = asyncio.create_task(request())
     second, third = asyncio.create_task(request()), asyncio.create_task(request())
     await asyncio.sleep(0)
-    second.cancel()  # its task does not run before the first one's end hands the turn on
+    second.cancel()  # its task does not run before the first request's end passes the turn on
     leave.set()
     await first
     with suppress(asyncio.CancelledError):

@@ -16,13 +16,13 @@ from support.thorough import examples
 
 MINUTE = Timeframe.parse("1m")
 T0 = 1_700_000_040
-# Closes of a venue in which its margin is learned, and within what time (s) a close that was wrong is right.
+# Closes of a venue from which its margin is learned, and the time (s) in which a wrong close is corrected.
 LEARNED_AFTER = 10
 RIGHT_WITHIN_S = 15.0
 
 
 class LateVenue:
-    """One row a minute. Each takes its final close `late_s` after its end, drawn anew for each minute."""
+    """One row per minute. Each takes its final close `late_s` after its end, drawn separately for each minute."""
 
     def __init__(self, most_late_s: float, seed: int, *, always: bool) -> None:
         self._rng = Random(seed)

@@ -1,4 +1,4 @@
-"""The table of venues: what is known of each, and how many series fit."""
+"""The table of venues: the properties of each, and how many series it allows."""
 
 from __future__ import annotations
 

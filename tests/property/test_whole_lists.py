@@ -1,4 +1,4 @@
-"""Which answers are whole lists of symbols, and when the list is asked for again."""
+"""Which answers count as whole lists of symbols, and when the list is requested again."""
 
 from __future__ import annotations
 

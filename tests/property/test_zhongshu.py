@@ -25,7 +25,7 @@ def test_zones_are_those_of_all_confirmed_pens_at_every_candle(candles: list[Can
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=60))
 def test_zones_of_pens_between_any_prices(prices: list[int]) -> None:
-    """Pens that prices alone would seldom give, point zones and touching ones among them."""
+    """Pens that prices alone would rarely produce, including point zones and touching zones."""
     pens = [
         Pen(60 * i, 60 * (i + 1), float(one), float(other), 1 if other > one else -1, 60 * (i + 9))
         for i, (one, other) in enumerate(pairwise(prices))

@@ -1,5 +1,5 @@
-"""What must hold, checked while the world runs and after it has settled. A checker returns sentences, none
-when all is well."""
+"""Invariants, checked while the world runs and after it has settled. A checker returns sentences, none when the
+invariants hold."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.network import Network
 from sim.service import Service
 
-# A seed that fails says why with the first of what it found, not with all that follows from it.
+# The first sentences explain why a seed failed; later ones usually follow from them.
 MOST_SENTENCES = 5
 
 
-# How long the service may keep a closed candle from its stream: for what is missing before it, and until it has found
-# out what time it is; then it looks up, and writes. A store that is slow or fails comes on top.
+# The longest time for which the service may hold back a closed candle: it waits for candles missing before it, and for
+# the exchange's time; then it wakes up, and writes. Delays of a slow or failing store are added.
 WAIT_MOST_S = MAX_HOLD_S + ASK_EVERY_S + ASK_TIMEOUT_S + 2 * TICK_S + 2.0
 # States that only a frame ends.
 ENDED = (*STALE, StreamState.SUBSCRIBED)
-# Tasks of a service at rest: its own, and for each connection to it.
+# Tasks of an idle service: its own, and those of each connection to it.
 TASKS_MOST = 60
 TASKS_PER_CLIENT = 6
 
 
 class Witness:
-    """Reads the store's file with a connection of its own: it sees what is committed, and nothing else."""
+    """Reads the store's file with a connection of its own, so that it sees only committed rows."""
 
     def __init__(self, path: Path) -> None:
         self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -58,7 +58,7 @@ class Witness:
         return self._store.head(series)
 
     def has(self, series: SeriesId, time: int) -> bool:
-        """Whether the candle is stored; what is stored stays."""
+        """Whether the candle is stored; once stored, always stored."""
         if (series, time) not in self._seen and self._store.newest(series, 1, before=time + 1, after=time - 1):
             self._seen.add((series, time))
         return (series, time) in self._seen
@@ -68,7 +68,7 @@ class Witness:
 
     @property
     def store(self) -> CandleStore:
-        """What is committed."""
+        """The committed candles."""
         return self._store
 
     def series(self) -> list[SeriesId]:
@@ -94,7 +94,7 @@ class Witness:
 
 
 def check_stored_is_final(witness: Witness, exchange: SimulatedExchange) -> list[str]:
-    """At any moment: what is stored is what the exchange has called final, so nothing forming is."""
+    """At any moment: every stored candle is one that the exchange called final, so no forming candle is stored."""
     wrong = []
     for series in exchange.listings:
         wrong += [
@@ -106,7 +106,7 @@ def check_stored_is_final(witness: Witness, exchange: SimulatedExchange) -> list
 
 
 def check_store_is_truth(witness: Witness, exchange: SimulatedExchange) -> list[str]:
-    """Settled: from the first stored candle to the exchange's newest, the store is what the exchange has."""
+    """Settled: from the first stored candle to the exchange's newest, the store equals the exchange."""
     wrong = []
     for series in exchange.listings:
         stored = {candle.time: candle for candle in witness.candles(series)}
@@ -127,15 +127,15 @@ def check_store_is_truth(witness: Witness, exchange: SimulatedExchange) -> list[
 
 
 def _tolerated(exchange: SimulatedExchange, series: SeriesId, candle: Candle) -> bool:
-    """Whether another candle than the valid one may stand: one that was valid before a revision, as the service may
-    have been away, or the frame lost, when the exchange told of it. Not when the revision was told in the calm, nor
-    when the audit looks at it after the last of them."""
+    """Whether a candle other than the valid one may be stored: one that was valid before a revision, as the service may
+    have been down, or the frame lost, when the exchange announced the revision. Not when the revision was announced
+    during the calm, nor when the audit reads the candle after the last revision."""
     revised = (series, candle.time) in exchange.must_be_revised or exchange.is_audited(series, candle.time)
     return not revised and exchange.known(series, candle)
 
 
 def check_clients(witness: Witness, clients: Iterable[SimulatedClient], most: int) -> list[str]:
-    """Settled: every client's picture equals the store behind its `since`. A catch-up sends `most` candles at most."""
+    """Settled: every client's candles equal the store after its `since`. A catch-up sends at most `most` candles."""
     wrong = []
     for client in clients:
         wrong += [
@@ -152,7 +152,7 @@ def _picture(witness: Witness, view: View, most: int) -> list[str]:
     if view.passed and len(view.shown) < most:
         return [f"{view.series}: truncated, though only {len(view.shown)} candles came of the {most} that fit"]
     from_time = view.since + 1 if view.since is not None else view.first if view.first is not None else MAX_TIME
-    # What opens before all that was stored when it subscribed is told of, and not sent.
+    # Candles before those stored at the time of subscribing are announced, not sent.
     oldest = view.first if view.first_at_subscribe is None else view.first_at_subscribe
     from_time = from_time if oldest is None else max(from_time, oldest)
     stored = {candle.time: candle for candle in witness.candles(view.series)}
@@ -161,18 +161,18 @@ def _picture(witness: Witness, view: View, most: int) -> list[str]:
     wrong += [
         f"{view.series}: {candle} is what it saw last, and {stored.get(time)} is stored"
         for time, candle in view.shown.items()
-        if (one := stored.get(time)) != candle and not (one is not None and _added_otherwise(one, candle))
+        if (kept := stored.get(time)) != candle and not (kept is not None and _added_otherwise(kept, candle))
     ]
     return wrong
 
 
-def _added_otherwise(one: Candle, other: Candle) -> bool:
-    """Whether two candles are the same but for the rounding of their volumes: one was the exchange's own."""
-    return agree(one, other, ROUNDING)
+def _added_otherwise(candle: Candle, other: Candle) -> bool:
+    """Whether two candles differ at most in the rounding of their volumes: one was the exchange's own."""
+    return agree(candle, other, ROUNDING)
 
 
 def check_heads(witness: Witness, exchange: SimulatedExchange, clients: Iterable[SimulatedClient]) -> list[str]:
-    """Settled: the store has come to the exchange's newest candle, and every client to the store's."""
+    """Settled: the store's head is the exchange's newest candle, and every client's head is the store's."""
     wrong = [
         f"{series}: the head is {head}, and {newest} is the newest"
         for series, listing in exchange.listings.items()
@@ -184,7 +184,7 @@ def check_heads(witness: Witness, exchange: SimulatedExchange, clients: Iterable
         for series in client.series
         if (head := witness.head(series)) is not None
         and (last := client.last(series)) != head
-        # Live only, and no long candle has closed since.
+        # A live-only subscription, and no longer candle has closed since.
         and not (last is None and series not in exchange.listings)
     ]
     assert all(max(listing.final) == exchange.end_s - MINUTE_S for listing in exchange.listings.values())
@@ -204,7 +204,7 @@ def check_gap_ledger(witness: Witness, exchange: SimulatedExchange) -> list[str]
         wrong += [
             f"{series}: {gap} has a state or a proof that it should not"
             for gap in gaps
-            # What the exchange has forgotten it neither shows nor shows to be empty.
+            # Candles that the exchange has forgotten are neither shown nor shown to be empty.
             if not (_confirmed(gap) or (gap.state in _FORGOTTEN and exchange.forgot(series, gap.end - 1)))
         ]
         noted = {time for gap in gaps for time in range(gap.start, gap.end, MINUTE_S)}
@@ -213,7 +213,7 @@ def check_gap_ledger(witness: Witness, exchange: SimulatedExchange) -> list[str]
     return wrong[:MOST_SENTENCES]
 
 
-# What of a hole that the exchange has forgotten may be known: nothing, or that it is lost.
+# The possible states of a hole that the exchange has forgotten: unknown, or lost.
 _FORGOTTEN = (GapState.UNKNOWN, GapState.LOST)
 
 
@@ -222,9 +222,9 @@ def _confirmed(gap: Gap) -> bool:
 
 
 def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
-    """Settled: each derived candle is the roll-up of the stored base candles, bit for bit, and none is lacking. Where
-    the base is not whole there is none, or one that the exchange has told; the newest ones of those who were asked for
-    are there."""
+    """Settled: each derived candle is the roll-up of the stored base candles, bit for bit, and none is missing. Where
+    the base is incomplete there is no candle, or one that the exchange sent; the newest requested native candles are
+    stored."""
     wrong = []
     native = exchange.scenario.native_candles
     for series in exchange.listings:
@@ -245,7 +245,7 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
                 if first <= time
                 if not any(gap.start < time + frame.step_s and time < gap.end for gap in unknown)
             ]
-            expected = {one.time: one for one in parts if one.time in set(whole)}
+            expected = {part.time: part for part in parts if part.time in set(whole)}
             own = {
                 time: candle
                 for time, candle in stored.items()
@@ -258,8 +258,8 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
             ]
             if native and derived in exchange.scenario.watched:
                 wrong += [
-                    f"{derived}: the exchange's own candle {one} is missing"
-                    for one in _lacking_own(exchange, derived, native, stored, first, end)
+                    f"{derived}: the exchange's own candle {time} is missing"
+                    for time in _lacking_own(exchange, derived, native, stored, first, end)
                 ]
     return wrong[:MOST_SENTENCES]
 
@@ -267,8 +267,8 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
 def _lacking_own(
     exchange: SimulatedExchange, derived: SeriesId, native: int, stored: Mapping[int, Candle], first: int, end: int
 ) -> list[Candle]:
-    """What is missing of the `native` candles before the first bucket that the base gives; where the newest so many are
-    stored, of those behind the first one."""
+    """The missing ones of the `native` candles before the first bucket that the base gives; where the newest `native`
+    candles are stored, of those after the first stored one."""
     frame = derived.timeframe
     before = -(-first // frame.step_s) * frame.step_s
     newest = frame.floor(end)
@@ -278,11 +278,11 @@ def _lacking_own(
     if oldest <= newest - native * frame.step_s:
         begin = max(begin, oldest)
     own = exchange.native(derived, begin, before)
-    return [one for one in own if one.time not in stored]
+    return [candle for candle in own if candle.time not in stored]
 
 
 def check_streams(service: Service, exchange: SimulatedExchange, network: Network) -> list[str]:
-    """Settled: the stream of every symbol brings what it owes, and the service says so."""
+    """Settled: the stream of every symbol brings the candles that it owes, and the service reports it as live."""
     if service.runtime is None:
         return ["the service does not run"]
     wrong = []
@@ -291,33 +291,33 @@ def check_streams(service: Service, exchange: SimulatedExchange, network: Networ
         if not network.delivers(service.process, listing):
             wrong.append(f"{series}: its stream brings nothing, and the service says {status}")
         elif status.state in ENDED and status.since is not None and status.since >= exchange.end_s:
-            continue  # it turned after the last candle of all; none comes any more that could make it live
+            continue  # its state changed after the last candle of all; no further candle can make it live
         elif status.state != "live":
             wrong.append(f"{series}: its stream is {status}")
     return wrong[:MOST_SENTENCES]
 
 
 def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> list[str]:
-    """Settled: nothing waits anywhere, and nothing is left of what was."""
+    """Settled: no queue holds anything, and no state of past work remains."""
     runtime = service.runtime
     assert runtime is not None
     assert runtime.backfill is not None
     queue, derived = runtime._pipeline._waiting, runtime.market_data.derived
     supervisor, rest = runtime.supervisors.by_name()["binance"], runtime.registry.exchange("binance").rest()
     tasks = [task.get_name() for task in service.process.tasks if not task.done()]
-    # Where connections do not live long one may be about to be replaced. Nothing comes any more that could prove the
-    # new one, so that both stay.
+    # Where connections are short-lived one may be about to be replaced. No further frame can prove the new connection,
+    # so that both stay open.
     most = 2 if exchange.scenario.faults.lifetime else 1
-    connections = [one for several in supervisor._connections._tasks.values() for one in several]
-    held = [len(one._links) for one in connections if isinstance(one, BinanceConnection)]
+    connections = [connection for several in supervisor._connections._tasks.values() for connection in several]
+    held = [len(connection._links) for connection in connections if isinstance(connection, BinanceConnection)]
     waiting = {
         "live candles": queue.live_candles + sum(map(len, queue._live.values())),
         "candles of history": queue.bulk_candles + len(queue._bulk),
         "series with a failed write": len(queue._broken),
         "doubted events": sum(len(market.check._waiting) for market in supervisor._markets.values()),
-        "requests": sum(sum(one.waiting.values()) + one.under_way for one in rest.values()),
+        "requests": sum(sum(budget.waiting.values()) + budget.under_way for budget in rest.values()),
         "series with missing candles": sum(
-            not exchange.is_listed_anew(derived.base_of(one)) for one in runtime.backfill._queue._lines
+            not exchange.is_listed_anew(derived.base_of(line)) for line in runtime.backfill._queue._lines
         ),
         "messages to clients": sum(len(client.outbox._messages) for client in runtime.hub._clients),
         "clients more than there are": max(0, runtime.hub.clients - clients),
@@ -330,7 +330,7 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
 
 
 def _rolled(parts: list[Candle], step_s: int) -> list[Candle]:
-    """An own, plain roll-up: volumes and trades are added from left to right."""
+    """An independent, simple roll-up: volumes and trades are added from left to right."""
     buckets: dict[int, list[Candle]] = {}
     for part in parts:
         buckets.setdefault(part.time - part.time % step_s, []).append(part)
@@ -352,5 +352,5 @@ def _rolled(parts: list[Candle], step_s: int) -> list[Candle]:
     return rolled
 
 
-def _plus(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
+def _plus(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second

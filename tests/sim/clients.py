@@ -1,6 +1,6 @@
-"""Simulated clients of `/ws/market`: fast, slow, and flapping ones. What each sees is checked as it comes, against the
-contract of the protocol: strictly increasing, each closed candle once, every jump declared, revisions marked, and a
-forming candle never behind the last closed one."""
+"""Simulated clients of `/ws/market`: fast, slow, and flapping ones. Every message is checked on arrival against the
+contract of the protocol: strictly increasing, each closed candle once, every jump declared, revisions marked, and no
+forming candle older than the last closed one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Link:
         self.code: int | None = None
 
     def websocket(self, runtime: object) -> WebSocket:
-        """The connection as the service's route gets it."""
+        """The service's end of the connection, as its route gets it."""
         scope = {"type": "websocket", "app": SimpleNamespace(state=SimpleNamespace(runtime=runtime))}
         return WebSocket(scope, self._receive, self._send)
 
@@ -57,7 +57,7 @@ class Link:
             _wake(self._service_waits)
 
     def leave(self) -> None:
-        """The client goes away."""
+        """The client disconnects."""
         if not self.gone:
             self.gone = True
             self._to_service.append({"type": "websocket.disconnect", "code": 1006})
@@ -66,7 +66,7 @@ class Link:
             _wake(self._client_waits)
 
     def lose(self) -> None:
-        """The service has ended. Messages that it had sent still arrive."""
+        """The service has ended. Messages that it had already sent still arrive."""
         if self.code is None:
             self.code = 1006
             _wake(self._client_waits)
@@ -116,8 +116,8 @@ def _wake(waiting: asyncio.Future[None] | None) -> None:
 class View:
     """The candles that a subscription has shown to its client.
 
-    `last` is the newest closed open time that the client has, by its own word (`since`) at first. `shown` are the
-    closed candles that it got, the latest values. `passed` are the spans that it was told to read elsewhere.
+    `last` is the newest closed open time that the client has, initially its `since`. `shown` are the closed candles
+    that it got, in their latest values. `passed` are the spans that the service told it to read over HTTP.
     """
 
     series: SeriesId
@@ -147,7 +147,7 @@ Violate = Callable[[str], None]
 
 
 class SimulatedClient:
-    """One client. `connect` gives it a link, or None when nobody answers."""
+    """One client. `connect` returns a link, or None when the service does not accept connections."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class SimulatedClient:
     # Actions.
 
     async def run(self) -> None:
-        """Connect, subscribe, take what comes, and connect again when the connection has ended."""
+        """Connect, subscribe, read messages, and reconnect when the connection has ended."""
         if self.habits.flapping:
             self._flap_later()
         while True:
@@ -267,11 +267,12 @@ class SimulatedClient:
     def _subscribe(self, series: SeriesId, since: int | None, batches: bool) -> None:
         assert self._link is not None
         self._subscriptions += 1
-        full = self._subscriptions % 2 == 0  # with order flow, in turn
+        full = self._subscriptions % 2 == 0  # alternately with order flow
         view = View(series, since, batches, self._first_stored(series), self._subscriptions, full, last=since)
         self.views[series] = view
         self._unanswered.setdefault(series, deque()).append(view.number)
-        # Acknowledged always: else what an earlier subscription had under way could not be told from the new one's.
+        # With `ack` always: otherwise messages in flight for an earlier subscription could be mistaken for those of the
+        # new one.
         self._link.say(
             {
                 "type": "subscribe",
@@ -299,7 +300,7 @@ class SimulatedClient:
         if view is None:
             if kind == "subscribed":
                 self._answered(series)
-            return  # under way when it unsubscribed
+            return  # in flight when it unsubscribed
         if kind == "subscribed":
             view.acknowledged = self._answered(view.series) == view.number
         elif view.acknowledged:
@@ -311,7 +312,7 @@ class SimulatedClient:
             if code not in ("unknown_series", "store_error"):
                 self._violate(f"{self.name}: an unknown series was answered with {message}")
         elif code == "store_error" or (code == "unknown_series" and self._may_be_unknown(series_of(series_id))):
-            # The subscription failed: it asks again after a while.
+            # The subscription failed: the client retries after a while.
             series = series_of(series_id)
             number, view = self._answered(series), self.views.get(series)
             if view is not None and view.number == number:
@@ -320,7 +321,7 @@ class SimulatedClient:
             self._violate(f"{self.name}: an error that nothing explains: {message}")
 
     def _answered(self, series: SeriesId) -> int:
-        """The number of the subscription that is answered now: answers come in the order of the questions."""
+        """The number of the subscription that is answered now: answers come in the order of the requests."""
         return self._unanswered[series].popleft()
 
     def _again(self, view: View) -> None:
@@ -363,7 +364,7 @@ class SimulatedClient:
             )
 
     def _see_system(self, view: View, message: dict[str, Any]) -> None:
-        """Nothing to check."""
+        """No check."""
 
     def _closed(self, view: View, out: CandleOut) -> None:
         candle = self._candle(view, out)
@@ -391,7 +392,7 @@ class SimulatedClient:
         self._resume[view.series] = time
 
     def _must_declare(self, view: View) -> bool:
-        """Whether a jump before the next candle is one: a since before the first stored candle is none."""
+        """Whether there may be a jump before the next candle: not before the first stored candle."""
         if view.shown:
             return True
         first = view.first_at_subscribe
@@ -421,7 +422,7 @@ series_of = cache(SeriesId.parse)
 
 
 def candle_of(out: CandleOut) -> Candle:
-    """The candle of a message, with the order flow that the message has."""
+    """The candle of a message, with order flow where the message has it."""
     values = (out["open"], out["high"], out["low"], out["close"], out["volume"])
     trades = out.get("trades")
     return Candle(

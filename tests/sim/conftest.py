@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def kept_seeds() -> list[int]:
-    """The seeds that once failed."""
+    """The seeds that failed once."""
     lines = (line.partition("#")[0].strip() for line in SEEDS_FILE.read_text().splitlines())
     return [int(line) for line in lines if line]
 
@@ -37,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("venue_seed", range(config.getoption("--schedules", VENUE_SCHEDULES)))
     if "fresh_seed" in metafunc.fixturenames:
         given = config.getoption("--first-seed", "0")
-        # All processes of one run draw the same.
+        # All worker processes of one run draw the same seeds.
         drawn = Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
         first = drawn.randrange(10**9) if given == "random" else int(given)
         count = config.getoption("--seeds", FRESH_SEEDS)
@@ -46,13 +46,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def venue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the stores of a venue's schedules lie while they run."""
+    """The folder of the stores of a venue's schedules while they run."""
     return tmp_path_factory.mktemp("venue")
 
 
 @pytest.fixture
 def keep(request: pytest.FixtureRequest) -> object:
-    """Remembers a seed that failed, when that is asked for."""
+    """With --keep-seeds, keeps a seed that failed."""
 
     def kept(outcome: Outcome) -> None:
         if outcome.wrong and request.config.getoption("--keep-seeds", False):

@@ -1,7 +1,7 @@
-"""The simulated exchange: which candles are the truth, what its streams push, and what its REST answers.
+"""The simulated exchange: the true candles, the pushes of its streams, and the answers of its REST.
 
-It speaks Binance's market-data protocol as text, so that the service's own clients read it; the network in front of
-it is in `network.py`. The truth is made ahead of time from the seed; revisions are noted as they happen.
+It speaks Binance's market-data protocol as text, so that the service's own clients read it; the network in front of it
+is in `network.py`. The true candles are made ahead of time from the seed; revisions are recorded as they happen.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MINUTE_S = 60
 # Decimals of volumes in the base asset, and in the quote asset.
 VOLUME_DIGITS = 3
 QUOTE_DIGITS = 5
-# After the close of a minute at most so much later its final event is sent, where the close is not late.
+# Longest delay of the final event after the close of a minute, unless the close is late.
 CLOSE_DELAY_MS = {"spot": (2, 120), "futures": (200, 800)}
 
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """A symbol is not traded in `[start, end)`. `unlisted`: nor in the list meanwhile. `forgets`: it comes back as a
-    new one, whose history begins then."""
+    """A symbol is not traded in `[start, end)`. `unlisted`: and not listed during this time. `forgets`: it returns as a
+    new symbol, whose history begins then."""
 
     start: int
     end: int
@@ -46,7 +46,7 @@ class Halt:
 
 @dataclass(slots=True)
 class Listing:
-    """One symbol: its minutes by open time. What is not in `final` never existed; `versions` are all the values
+    """One symbol: its minutes by open time. Minutes that are not in `final` never existed; `versions` are all values
     that the exchange has called final, the valid one last; `untraded` are the flat minutes; `told` are the forming
     candles that were pushed, with and without their order flow; `native` are the closed candles of longer timeframes
     that REST ever answered, by timeframe and open time."""
@@ -69,12 +69,12 @@ class Listing:
         return self.halt is not None and self.halt.start <= now_s < self.halt.end
 
     def begins(self, now_s: float) -> int:
-        """The first open time that the exchange remembers."""
+        """The first open time that the exchange still serves."""
         halt = self.halt
         return halt.end if halt is not None and halt.forgets and now_s >= halt.end else self.times[0]
 
     def forming(self, time: int, share: float) -> Candle | None:
-        """The minute when `share` of it has passed: it moves towards the final one, and is never equal to it unless
+        """The forming minute after `share` of its time: it approaches the final candle, and never equals it unless
         nothing is traded."""
         final = self.final.get(time)
         if final is None or time in self.untraded:
@@ -92,19 +92,19 @@ class Listing:
         )
 
 
-# How far wrong a clock may be, in ms, and how fast it drifts; and stamps that no clock shows.
+# Largest error of a clock in ms, and its drift; and stamps that no clock shows.
 APART_MS = (3_000, 59_000)
 DRIFT = (-0.5, 1.0)
 ABSURD_MS = (0, 10**18, 253_402_300_799_000)
-# So much before its end an early frame closes a candle. Answers of REST may take 14 s of ours here, so that at a higher
-# speed nobody could tell.
+# How long before its end an early frame closes a candle. Answers of REST may take 14 s of ours here, so that at a
+# higher speed the lie could not be detected.
 EARLY_MS = 15_000
 EARLY_SPEED_MOST = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class WrongClock:
-    """A clock that was off by `off_ms` when the true one showed `since_ms`, and drifts."""
+    """A clock that was off by `off_ms` when the true clock showed `since_ms`, and drifts."""
 
     since_ms: int = 0
     off_ms: int = 0
@@ -119,8 +119,8 @@ Sink = Callable[[Listing, Candle, bool, str], None]
 
 
 class SimulatedExchange:
-    """Both markets. `sinks` are those of the connections, by market. `knows_rest`: whether the service knows the clock
-    of a market's REST."""
+    """Both markets. `sinks` are the receivers of pushes, by market. `knows_rest`: whether the service knows the time of
+    a market's REST."""
 
     def __init__(
         self, scenario: Scenario, loop: VirtualLoop, knows_rest: Callable[[str], bool] = lambda market: True
@@ -139,12 +139,12 @@ class SimulatedExchange:
         self._untimely = Random(f"untimely {scenario.seed}")
         self._absurd: dict[str, bool] = {}
         self.wrong_clocks: dict[tuple[str, str], WrongClock] = {}
-        # Revisions that the streams told when nothing kept them from being heard.
+        # Revisions that the streams announced while no fault could hide them.
         self.must_be_revised: set[tuple[SeriesId, int]] = set()
         self.calm_revisions = False
 
     def begin(self) -> None:
-        """Push from now on."""
+        """Push events from now on."""
         minute = self.start_s
         for listing in self.listings.values():
             self.at(minute * 1000, self._minute, listing, minute)
@@ -155,13 +155,14 @@ class SimulatedExchange:
         return self.clock.now_ms(self._loop.time())
 
     def stamp_ms(self, market: str, clock: str) -> int:
-        """What a clock of the market shows: `rest` or `frames`."""
+        """The time that a clock of the market shows: `rest` or `frames`."""
         return self.wrong_clocks.get((market, clock), WrongClock()).stamp(self.now_ms())
 
     def strike_clocks(self) -> None:
-        """Once an exchange minute: a clock of each market may be wrong from now on, or all right again.
+        """Once per exchange minute: a clock of each market may become wrong, or correct again.
 
-        REST's clock is never ahead: with so few frames as here it is often the only one, and then it is believed.
+        REST's clock is never ahead: with the few frames of the simulation it is often the only clock, and then it is
+        believed.
         """
         rng = self._untimely
         for market in self.sinks:
@@ -182,12 +183,12 @@ class SimulatedExchange:
         rng, faults = self._untimely, self.scenario.faults
         stormy, before = self._stormy(self.now_ms() // 1000), self._absurd.pop(market, False)
         if faults.absurd_time and stormy and not before and rng.random() < faults.absurd_time:
-            self._absurd[market] = True  # two in a row may agree with each other
+            self._absurd[market] = True  # two absurd answers in a row may agree with each other
             return rng.choice((*ABSURD_MS, self.now_ms() + 3_600_000, self.now_ms() - 3_600_000))
         return self.stamp_ms(market, "rest")
 
     def mono_s(self, time_s: float) -> float:
-        """When, on the loop's clock, the exchange's shows `time_s`."""
+        """The loop's time at which the exchange's clock shows `time_s`."""
         at_s = self.clock.mono_s_at(time_s * 1000)
         assert at_s is not None
         return at_s
@@ -201,24 +202,24 @@ class SimulatedExchange:
         return candle in versions if versions is not None else listing.final.get(candle.time) == candle
 
     def known_shown(self, series: SeriesId, candle: Candle) -> bool:
-        """Whether the exchange has called a candle final that a client was shown, perhaps without order flow."""
+        """Whether the exchange has called final a candle that a client was shown, perhaps without order flow."""
         listing = self.listings.get(series)
         final = None if listing is None else listing.final.get(candle.time)
         if listing is None or final is None:
             return False
         versions = listing.versions.get(candle.time, [final])
-        return any(agree(one, candle) and self.known(series, one) for one in versions)
+        return any(agree(version, candle) and self.known(series, version) for version in versions)
 
     def is_audited(self, series: SeriesId, time: int) -> bool:
-        """Whether each look of the service's audit, from the end on until all must be right, has the candle of that
-        time before it."""
+        """Whether each audit, from the end of faults until the final check, has the candle of that time before its
+        span."""
         scenario = self.scenario
         oldest = self.end_s - scenario.audit_candles * MINUTE_S
         newest = self.end_s - AUDIT_AGE_S - 2 * MINUTE_S
         return bool(scenario.audit_interval_s) and oldest <= time <= newest and not self.forgot(series, time)
 
     def forgot(self, series: SeriesId, time: int) -> bool:
-        """Whether REST shows the candle of that time no more, as the symbol has been listed anew since."""
+        """Whether REST no longer shows the candle of that time, because the symbol was relisted since."""
         return time < self.listings[series].begins(self.now_ms() / 1000)
 
     def is_listed_anew(self, series: SeriesId) -> bool:
@@ -230,10 +231,11 @@ class SimulatedExchange:
         final = self.listings[series].final
         return {time: final[time] for time in range(first, end, MINUTE_S) if time in final}
 
-    # What REST answers.
+    # The answers of REST.
 
     def rest(self, market: str, name: str, params: Mapping[str, str], lag_s: float) -> bytes:
-        """The body of a good answer. `lag_s`: so much of the newest rows is not shown yet (exchange time)."""
+        """The body of a valid answer. `lag_s`: the newest rows of this many seconds are not shown yet
+        (exchange time)."""
         if name == "time":
             return b'{"serverTime":%d}' % self._time_ms(market)
         if name == "exchangeInfo":
@@ -264,7 +266,7 @@ class SimulatedExchange:
         return f"[{','.join(rows)}]".encode()
 
     def _native_rows(self, listing: Listing, frame: Timeframe, params: Mapping[str, str], lag_s: float) -> bytes:
-        """Longer candles: each of the minutes that the exchange remembers of it."""
+        """Longer candles, folded from the minutes that the exchange still has."""
         now_ms = self.now_ms()
         begins = listing.begins(now_ms / 1000)
         asked_s = -(-int(params["startTime"]) // 1000)
@@ -291,8 +293,7 @@ class SimulatedExchange:
         return f"[{','.join(rows)}]".encode()
 
     def has_told(self, series: SeriesId, candle: Candle) -> bool:
-        """Whether REST ever answered exactly this closed candle of a longer timeframe, or candles that are folded into
-        this."""
+        """Whether REST ever answered exactly this closed candle of a longer timeframe, or candles that fold into it."""
         listing, frame = self.listings[series.with_timeframe(BASE)], series.timeframe
         if frame.code not in FOLDED:
             return candle in listing.native.get((frame.code, candle.time), ())
@@ -302,8 +303,8 @@ class SimulatedExchange:
         return bool(told) and any(fold(frame, parts) == [candle] for parts in product(*told))
 
     def native(self, series: SeriesId, first: int, end: int) -> list[Candle]:
-        """The exchange's own candles of a longer timeframe that open in `[first, end)`, and have ended: as they are
-        now. Of a timeframe that the exchange lacks, those whose first part there is."""
+        """The exchange's own closed candles of a longer timeframe that open in `[first, end)`, in their present values.
+        For a timeframe that the exchange lacks, those whose first part exists."""
         listing, frame = self.listings[series.with_timeframe(BASE)], series.timeframe
         begins = listing.begins(self.now_ms() / 1000)
         candles: list[Candle] = []
@@ -322,19 +323,19 @@ class SimulatedExchange:
         return candles
 
     def listing(self, market: str, name: str) -> Listing | None:
-        """The symbol of that market by the exchange's name, when it is in the exchange's list at present."""
+        """The symbol of that market by the exchange's name, when it is listed at present."""
         return next((one for one in self.of_market(market) if one.name == name and self.lists(one)), None)
 
     def of_market(self, market: str) -> list[Listing]:
-        return [one for one in self.listings.values() if one.series.market == market]
+        return [listing for listing in self.listings.values() if listing.series.market == market]
 
     def is_unlisted_at_times(self, series: SeriesId) -> bool:
-        """Whether the symbol of the series, or of its base, is not in the exchange's list for a while."""
+        """Whether the symbol of the series, or of its base, is unlisted for a while."""
         halt = self.listings[series.with_timeframe(BASE)].halt
         return halt is not None and halt.unlisted
 
     def lists(self, listing: Listing) -> bool:
-        """Whether the symbol is in the exchange's list at present."""
+        """Whether the symbol is listed at present."""
         return listing.halt is None or not (listing.halt.unlisted and listing.halted(self.now_ms() / 1000))
 
     def _info(self, market: str) -> bytes:
@@ -353,10 +354,10 @@ class SimulatedExchange:
             symbols.append(symbol)
         return msgspec.json.encode({"symbols": symbols})
 
-    # What the streams push.
+    # The pushes of the streams.
 
     def _minute(self, listing: Listing, minute: int) -> None:
-        """Lay out what happens in the minute that opens now, and its close."""
+        """Schedule the events of the minute that opens now, and of its close."""
         if minute >= self.end_s:
             return
         rng, scenario = self._rng, self.scenario
@@ -387,7 +388,7 @@ class SimulatedExchange:
         self._revise_now(listing, minute)
 
     def _revise_in_the_calm(self) -> None:
-        """Revisions that nothing keeps from being heard."""
+        """Revisions that no fault hides."""
         self.calm_revisions = True
         for listing in self.listings.values():
             minutes = listing.times[-30:-3]
@@ -414,8 +415,8 @@ class SimulatedExchange:
         self._push(listing, candle, closed=False)
 
     def _push_early(self, listing: Listing, minute: int) -> None:
-        """A frame that calls a candle final before its end, with what it is by then and a stamp past its end. Not while
-        the frames' clock is ahead, and the only one that is known: nobody could tell."""
+        """A frame that calls a candle final before its end, with its current values and a stamp past its end. Not while
+        the frames' clock is ahead and the only known clock: then the lie could not be detected."""
         market = listing.series.market
         if self.stamp_ms(market, "frames") > self.now_ms() and not self._knows_rest(market):
             return
@@ -437,21 +438,21 @@ class SimulatedExchange:
             sink(listing, candle, closed, text)
 
     def at(self, time_ms: float, callback: Callable[..., None], *args: object) -> None:
-        """Call when the exchange's clock shows that time."""
+        """Schedule a call for when the exchange's clock shows that time."""
         at_s = max(self.mono_s(time_ms / 1000), self._loop.time())
         self._loop.call_at(at_s, self._due, time_ms, callback, args, context=self._loop.outside)
 
     def _due(self, time_ms: float, callback: Callable[..., None], args: tuple[object, ...]) -> None:
         if self.now_ms() < int(time_ms):
-            self.at(time_ms, callback, *args)  # the clock has been slowed down meanwhile
+            self.at(time_ms, callback, *args)  # the clock has been slowed down since
         else:
             callback(*args)
 
     def slow_down(self, speed: float) -> None:
-        """At most that speed from now on."""
+        """Limit the exchange's speed from now on."""
         self.clock.set_speed(min(speed, self.clock.speed), self._loop.time())
 
-    # The truth.
+    # The true candles.
 
     def _make(self, series: SeriesId) -> Listing:
         scenario = self.scenario
@@ -464,7 +465,7 @@ class SimulatedExchange:
         if halt is not None:
             missing.update(range(halt.start, halt.end, MINUTE_S))
             missing.discard(halt.end)
-            kept.add(halt.end)  # it is traded from the moment of its listing on
+            kept.add(halt.end)  # it is traded from the moment of its listing
         quiet = min(0.8, scenario.quiet * (3 if base == "QUIET" else 0.3))
         final: dict[int, Candle] = {}
         untraded = set()
@@ -498,7 +499,7 @@ class SimulatedExchange:
         return Halt(start_s, end_s, unlisted=rng.random() < 0.5, forgets=forgets)
 
     def _outages(self, series: SeriesId) -> set[int]:
-        """Minutes that never existed: of the whole market, or of one symbol. Not in the settling."""
+        """Minutes that never existed: of the whole market, or of one symbol. None while settling."""
         scenario = self.scenario
         missing: set[int] = set()
         for owner in (series.market, str(series)):
@@ -512,7 +513,7 @@ class SimulatedExchange:
 
 
 def kline_frame(listing: Listing, candle: Candle, *, closed: bool, event_ms: int) -> str:
-    """A push, as it goes over a combined connection."""
+    """A push in the format of a combined connection."""
     time, open_, high, low, close, volume, quote, trades, taker, taker_quote = candle
     return (
         f'{{"stream":"{listing.stream}","data":{{"e":"kline","E":{event_ms},"s":"{listing.name}","k":{{'
@@ -523,7 +524,7 @@ def kline_frame(listing: Listing, candle: Candle, *, closed: bool, event_ms: int
 
 
 def exchange_roll_up(time: int, parts: list[Candle]) -> Candle:
-    """The exchange's own candle of these minutes: it adds volumes exactly, in decimals."""
+    """The exchange's own candle of these minutes: volumes are added exactly, as decimals."""
     high, low = max(part.high for part in parts), min(part.low for part in parts)
     quote, trades, taker, taker_quote = (
         [value for value in values if value is not None] for values in zip(*(part.flow for part in parts), strict=True)
@@ -543,7 +544,7 @@ def exchange_roll_up(time: int, parts: list[Candle]) -> Candle:
 
 
 def traded(candle: Candle) -> Candle:
-    """The candle with the order flow of its trades: more volume is more trades, all at the mean price, and takers
+    """The candle with the order flow of its trades: a larger volume has more trades, all at the mean price, and takers
     bought a share of 10 % to 70 % that depends on the minute."""
     time, open_, high, low, close, volume = candle.ohlcv
     mean, share = (open_ + high + low + close) / 4, (time // MINUTE_S % 7 + 1) / 10

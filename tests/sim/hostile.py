@@ -1,4 +1,4 @@
-"""Frames that lie: each is one that the exchange has just sent, with other values, and something that cannot be."""
+"""Invalid frames: each is a frame that the exchange has just sent, with other values and something impossible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kline = dict[str, Any]
 
 
 def hostile_frame(text: str, rng: Random) -> str:
-    """A lie about what `text` says. Its candle is none that the exchange ever told."""
+    """A false version of the frame `text`. Its candle is never one of the exchange's."""
     frame = msgspec.json.decode(text)
     data = frame["data"]
     kline = data["k"]
@@ -25,7 +25,7 @@ def hostile_frame(text: str, rng: Random) -> str:
 
 
 def of_the_future(data: Kline, kline: Kline, rng: Random) -> None:
-    """It opens days from now, and is stamped then; it may say that it is final."""
+    """The candle opens days in the future, with a stamp of then; it may be called final."""
     ahead_ms = rng.randint(1, 1000) * DAY_MS
     for name in ("t", "T"):
         kline[name] += ahead_ms
@@ -34,7 +34,7 @@ def of_the_future(data: Kline, kline: Kline, rng: Random) -> None:
 
 
 def stamped_in_the_future(data: Kline, kline: Kline, rng: Random) -> None:
-    """It is stamped days from now, by when it would be final."""
+    """The frame is stamped days in the future, when its candle would be final."""
     data["E"] += rng.randint(1, 1000) * DAY_MS
     kline["x"] = rng.random() < 0.7
 

@@ -10,7 +10,7 @@ from klinesync.runtime.http_client import Body
 
 
 class Whole:
-    """The body of an answer, which has arrived as a whole."""
+    """The body of an answer, already complete."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -21,7 +21,7 @@ class Whole:
 
 
 class Answer:
-    """One answer, or a trouble in its place.
+    """One answer, or an error in its place.
 
     trouble: is raised in place of the answer.
     wait_s: how long the answer takes, in seconds.
@@ -50,4 +50,4 @@ class Answer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is kept."""
+        """Nothing to close."""

@@ -1,4 +1,4 @@
-"""What must hold of factors and overlays, while the world runs and after it has settled."""
+"""Invariants of factors and overlays, while the world runs and after it has settled."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from klinesync.storage.records import Ledger
 from sim.checkers import MOST_SENTENCES, Witness
 from sim.service import Service
 
-# Of so many candles of a series one has its states compared, and the last one.
+# The states of one in so many candles of a series are compared, and those of the last one.
 STATES_EVERY = 13
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What could be read of a series' ledger at one moment."""
+    """A reader's view of a series' ledger at one moment."""
 
     ledger: Ledger
     events: list[Said]
@@ -31,16 +31,15 @@ class Look:
 
 
 class LedgerWatch:
-    """Looks at the ledgers as a reader would, again and again: heads are in order, and nothing that was read is taken
-    back within an epoch."""
+    """Reads the ledgers again and again: heads are in order, and no value that was read changes within an epoch."""
 
     def __init__(self) -> None:
         self._seen: dict[SeriesId, Look] = {}
-        # Ledgers of which something was taken back, between one look and the next.
+        # Ledgers with a change within an epoch, since the previous read.
         self.rewinds = 0
 
     def look(self, witness: Witness) -> list[str]:
-        """Sentences of what is wrong now, or since the last look."""
+        """Sentences about what is wrong now, or since the previous check."""
         wrong: list[str] = []
         for series, ledger in witness.ledgers().items():
             before = self._seen.get(series)
@@ -91,7 +90,7 @@ def _beyond(look: Look) -> Iterable[str]:
         yield f"an event behind the factors' head {ledger.factor_head}: {look.events[-1]}"
     if look.drawings and _behind(ledger.overlay_head, look.drawings[-1].visible_time):
         yield f"a drawing behind the overlays' head {ledger.overlay_head}: {look.drawings[-1]}"
-    numbers = [one.version_id for one in look.drawings]
+    numbers = [drawing.version_id for drawing in look.drawings]
     if numbers != list(range(1, ledger.version_id + 1)):
         yield f"the drawings' numbers are {numbers}, and {ledger.version_id} is the newest"
 
@@ -103,8 +102,8 @@ def _visible_time(said: Said) -> int:
 
 
 def check_ledgers(witness: Witness, service: Service) -> list[str]:
-    """Settled: factors and overlays of every series are at its head, and equal what its stored candles give one by
-    one. A plugin that was suspended has stopped somewhere, and is left out."""
+    """Settled: factors and overlays of every series are at its head, and equal those computed from its stored candles
+    one by one. A suspended plugin has stopped somewhere, and is left out."""
     runtime = service.runtime
     if runtime is None:
         return ["the service does not run"]
@@ -128,7 +127,7 @@ def _differences(
 ) -> Iterable[str]:
     running = step.factors.names
     said, states = _one_by_one(series, candles, step, indicators)
-    stored = [one for one in witness.events(series) if one.factor in running]
+    stored = [event for event in witness.events(series) if event.factor in running]
     yield from _first_difference("event", stored, said)
     drawn = step.overlays.draw(said)
     drawings = [Instruction.numbered(number, drawing) for number, drawing in enumerate(drawn, 1)]
@@ -145,7 +144,7 @@ def _one_by_one(
 ) -> tuple[list[Said], dict[int, States]]:
     graph = step.factors
     columns = Columns.of(candles)
-    values = {one.name: one.compute(series.timeframe, columns) for one in indicators}
+    values = {indicator.name: indicator.compute(series.timeframe, columns) for indicator in indicators}
     states, said, at = graph.seed(), list[Said](), dict[int, States]()
     for position, candle in enumerate(candles):
         seen = {

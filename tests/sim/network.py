@@ -1,5 +1,5 @@
-"""The network between the service and the exchange, as the service's HTTP library shows it: connections that are cut,
-refused, slow; frames that are lost, doubled, out of order, broken. It stands in for `HttpClient`."""
+"""The network between the service and the exchange, in place of the service's `HttpClient`: connections that are cut,
+refused, slow; frames that are lost, duplicated, reordered, malformed."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from sim.virtual_loop import Process, VirtualLoop
 
 CALM = Faults()
 LATENCY_S = (0.002, 0.05)
-# A cut that nobody tells: the service learns of it when its heartbeat is not answered.
+# Share of cuts without notice: the service learns of the cut when its heartbeat is not answered.
 UNNOTICED_CUT = 0.2
-# So long after it is announced, in exchange time, a connection ends.
+# Time from the announcement of a connection's end to the end, in exchange time.
 NOTICE_S = 10
-# A service that nothing has kept from connecting for so long has its connections in order, on its own clock.
+# After this time without disturbance the service has its connections in order, on its own clock.
 UNDISTURBED_S = 15.0
-# What it takes then to let a new connection take over: it looks every 5 s whether one is due.
+# Additional time until a new connection takes over: the service checks every 5 s whether one is due.
 TAKEOVER_S = 8.0
-# How long nothing comes of a stream wherever it is subscribed, and how long nothing at all gets through, in exchange
-# minutes; the latter at most so long on the service's clock.
+# How long a stream is silent on every connection, and how long the network is down, in exchange minutes; the latter at
+# most so long on the service's clock.
 SILENT_MINUTES = (1, 8)
 BLACKOUT_MINUTES = (1, 5)
 BLACKOUT_MOST_S = 240.0
 
 
 class Network:
-    """What goes wrong on the way. `faults` change when the storm is over.
+    """The faults of the network. `faults` change when the storm is over.
 
-    `violate` is told what the service does that it must not. `left` says whether a connection may be given up by the
-    service, though no other carries these streams; `clock_ms` what time it is on the exchange, as a process knows it;
-    `closed_told` is told of every final candle that a process is handed.
+    `violate` is called when the service breaks a rule. `left` says whether the service may give up a connection though
+    no other carries its streams; `clock_ms` is the exchange's time as a process knows it; `closed_told` is called for
+    every final candle that a process receives.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Network:
         self.black_until_s = 0.0
         self.disturbed_at_s = loop.time()
         self.sockets: list[ExchangeSocket] = []
-        # Those that the service holds for good; some may have been cut without its notice.
+        # Connections that the service keeps open; some may have been cut without its notice.
         self.held: list[ExchangeSocket] = []
         self.hosts = {market: RestHost(exchange, loop, market, violate) for market in exchange.sinks}
         self.requests = 0
@@ -87,11 +87,11 @@ class Network:
 
     @property
     def down(self) -> bool:
-        """Nobody can connect at present."""
+        """Whether all new connections fail at present."""
         return self.loop.time() < max(self.down_until_s, self.black_until_s)
 
     def strike(self) -> None:
-        """Once an exchange minute: cut connections, and perhaps refuse new ones for a while."""
+        """Once per exchange minute: cut connections, and perhaps refuse new ones for a while."""
         for socket in tuple(self.sockets):
             if self.rng.random() < self.faults.disconnect:
                 socket.cut(noticed=self.rng.random() > UNNOTICED_CUT)
@@ -108,7 +108,7 @@ class Network:
             self._go_black()
 
     def _go_black(self) -> None:
-        """Nothing gets through for a while, in either direction."""
+        """The network is down for a while, in both directions."""
         duration_s = min(self.edge.uniform(*BLACKOUT_MINUTES) * self.minute_s, BLACKOUT_MOST_S)
         self.note(f"blackout for {duration_s:.1f} s")
         self.happened["blackouts"] += 1
@@ -117,15 +117,16 @@ class Network:
             socket.cut(noticed=self.edge.random() > 0.5)
 
     def tell(self, owner: Process, listing: Listing, text: str) -> None:
-        """A frame of that stream comes to the process, out of turn."""
+        """Deliver a frame of that stream to the process out of order."""
         for socket in tuple(self.sockets):
             if socket.owner is owner and socket.market == listing.series.market and socket.carries(listing.stream):
                 socket.bring(text)
                 return
 
     def calm(self) -> None:
-        """The faults stop. What is silent on a connection stays so: nobody else will find that. Save what an older one
-        brings: that may end with the last minute of all, and then nothing comes any more that could prove a newer."""
+        """Stop the faults. Streams that are silent on a connection stay silent, for only the service can notice that;
+        except when an older connection still delivers the stream: it may end with the last minute of all, and then no
+        further frame could prove the newer connection."""
         self.faults = CALM
         self.down_until_s = self.black_until_s = 0.0
         self._silent_until_s.clear()
@@ -134,28 +135,30 @@ class Network:
             socket.speak(set[str]().union(*(one.names for one in older)))
 
     def silent(self, listing: Listing) -> bool:
-        """Whether nothing comes of that stream at present, on whatever connection."""
+        """Whether the stream is silent on every connection at present."""
         return self.loop.time() < self._silent_until_s.get(_key(listing), 0.0)
 
     def carried(self, owner: Process | None, stream: str, market: str) -> bool:
-        """Whether a connection of that process has the stream, as far as the process knows."""
+        """Whether a connection of that process carries the stream, as far as the process knows."""
         return any(socket.carries(stream) for socket in self.held if socket.owner is owner and socket.market == market)
 
     def delivers(self, owner: Process, listing: Listing) -> bool:
-        """Whether what the exchange pushes of that stream reaches the process."""
-        sockets = [one for one in self.sockets if one.owner is owner and one.market == listing.series.market]
-        return any(one.delivers(listing) for one in sockets)
+        """Whether pushes of that stream reach the process."""
+        sockets = [
+            socket for socket in self.sockets if socket.owner is owner and socket.market == listing.series.market
+        ]
+        return any(socket.delivers(listing) for socket in sockets)
 
     def undisturbed_since(self, time_s: float) -> bool:
-        """Whether nothing has kept the service from connecting and subscribing since a while before that time."""
+        """Whether no fault has disturbed the service's connecting and subscribing since a while before that time."""
         return self.disturbed_at_s < time_s - UNDISTURBED_S
 
     def disturb(self) -> None:
-        """Something keeps the service from connecting or subscribing, or has cut it off."""
+        """Note that a fault disturbs connecting or subscribing, or has cut a connection."""
         self.disturbed_at_s = self.loop.time()
 
     async def refuse(self, patience_s: float) -> None:
-        """Nobody answers: that is told at once, or never."""
+        """No answer: the connection fails at once, or times out."""
         if self.loop.time() < self.black_until_s and self.edge.random() < 0.3:
             await asyncio.sleep(patience_s)
             raise TimeoutError
@@ -187,7 +190,7 @@ class ExchangeSocket:
         self._network = network
         self._loop = network.loop
         self._names: set[str] = set()
-        self._known: set[str] = set()  # of these the service has been told that they are subscribed
+        self._known: set[str] = set()  # subscriptions that were acknowledged to the service
         self._silent: set[str] = set()
         self._deaf = False
         self._arrived: deque[Frame] = deque()
@@ -207,22 +210,22 @@ class ExchangeSocket:
         return frozenset(self._names - self._silent)
 
     def speak(self, streams: Collection[str]) -> None:
-        """These streams are silent no more."""
+        """Make these streams silent."""
         self._silent.difference_update(streams)
 
     def carries(self, stream: str) -> bool:
-        """Whether the service has been told that it is subscribed, and of no end of the connection."""
+        """Whether the service got the acknowledgement, and no end of the connection."""
         return stream in self._known
 
     def delivers(self, listing: Listing) -> bool:
-        """Whether what is pushed of the stream is sent on this connection."""
+        """Whether pushes of the stream are sent on this connection."""
         stream = listing.stream
         return stream in self._names and stream not in self._silent and not self._network.silent(listing)
 
-    # The exchange's side.
+    # The exchange's end.
 
     def _sent(self, listing: Listing, candle: Candle, final: bool, text: str) -> None:
-        """The exchange pushes a frame; the network has its way with it."""
+        """The exchange pushes a frame, which the network may drop, duplicate, delay or spoil."""
         if not self.delivers(listing):
             return
         faults, rng = self._network.faults, self._network.rng
@@ -253,11 +256,11 @@ class ExchangeSocket:
                 self._network.closed_told(self.owner, *told)
 
     def bring(self, text: str) -> None:
-        """A frame comes out of turn."""
+        """A frame arrives out of order."""
         self._arrive(text)
 
     def announce_end(self) -> None:
-        """The exchange says that it will end the connection, and does."""
+        """The exchange announces the end of the connection, and ends it."""
         network, exchange = self._network, self._network.exchange
         network.note(f"an end is announced on a connection of {self.market}")
         network.happened["shutdowns"] += 1
@@ -269,21 +272,21 @@ class ExchangeSocket:
         self._end_of_itself(announced_s)
 
     def _die_of_age(self) -> None:
-        """The exchange ends what is too old."""
+        """The exchange ends connections at their maximum age."""
         if self._network.faults.lifetime and self._linked:
             self._network.happened["deaths"] += 1
-            # The service had the last third of that time to replace it.
+            # The service had the last third of the lifetime to replace the connection.
             self._end_of_itself(self._loop.time() - self._network.faults.lifetime * self._network.minute_s / 3)
 
     def _end_of_itself(self, foreseen_s: float) -> None:
-        """The exchange ends the connection, which the service could foresee from then on: by now another carries what
-        it carried, and nobody notices."""
+        """The exchange ends the connection, which the service could foresee: by now another connection carries its
+        streams, and no frame is lost."""
         if not self._linked or self.close_code is not None:
             return
         network, now_s = self._network, self._loop.time()
         carried = sorted(self._known)
-        # The service waits by its own clock where it hears nothing of the exchange's: they must go at the same pace.
-        # And one that is wrong may be taken for the truth.
+        # While the exchange is unreachable the service waits by its own clock: both clocks must run at the same pace. A
+        # wrong clock may also be taken for the true one.
         at_pace = network.exchange.scenario.speed == 1.0 and not network.exchange.scenario.faults.clocks
         foreseen = at_pace and now_s - foreseen_s >= TAKEOVER_S and network.undisturbed_since(foreseen_s)
         self.leave()
@@ -298,14 +301,14 @@ class ExchangeSocket:
             network.disturb()
 
     def cut(self, *, noticed: bool) -> None:
-        """The connection is lost; unnoticed by the service until its heartbeat fails, or at once."""
+        """The connection is lost; the service learns it at once, or when its heartbeat fails."""
         if self._linked:
             self.leave()
             delay_s = 0.0 if noticed else HEARTBEAT_S * 1.5
             self._loop.call_later(delay_s, self._end, 1006, context=self._loop.outside)
 
     def leave(self) -> None:
-        """The exchange knows of the connection no more."""
+        """The exchange forgets the connection."""
         if self._linked:
             self._linked = False
             self._network.sockets.remove(self)
@@ -347,14 +350,14 @@ class ExchangeSocket:
         else:
             self._names.difference_update(names)
             self._silent.difference_update(names)
-        # Pushes may overtake the answer.
+        # Pushes may arrive before the acknowledgement.
         self._loop.call_later(rng.uniform(*LATENCY_S), self._arrive_answer, answer, known, context=self._loop.outside)
 
     def _arrive_answer(self, answer: str, known: set[str]) -> None:
         self._known = known
         self._arrive(answer)
 
-    # The service's side.
+    # The service's end.
 
     async def send_str(self, data: str) -> None:
         if self.close_code is not None:
@@ -439,7 +442,7 @@ class Request:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is kept."""
+        """Nothing to close."""
 
     @property
     def content(self) -> Body:
@@ -457,7 +460,7 @@ class Session:
         return Request(self._network, self._owner, url, params or {})
 
     async def close(self) -> None:
-        """Nothing is kept."""
+        """Nothing to close."""
 
     async def ws_connect(
         self, url: str, *, heartbeat: float, max_msg_size: int, close_timeout_s: float

@@ -1,5 +1,5 @@
-"""Factors and an overlay of the scenario, beside those of the service: one that looks at an indicator and at volumes,
-and ones that fail now and then."""
+"""Factors and an overlay of the scenario, in addition to the service's own: one that reads an indicator and volumes,
+and some that fail now and then."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EMA = "ema_3"
 
 
 class Trouble:
-    """Whether a factor or overlay fails at the next thing that it is asked."""
+    """Whether a factor or overlay fails at its next call."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.faults = scenario.faults
@@ -31,14 +31,14 @@ class Trouble:
         self.faults = Faults()
 
     def may_strike(self, chance: float) -> None:
-        """Raises `ArithmeticError` with that chance."""
+        """Raises `ArithmeticError` with that probability."""
         if chance and self._rng.random() < chance:
             self.faulted += 1
             raise ArithmeticError("told to fail")
 
 
 class AboveAverage(Factor[int]):
-    """Counts closes above a moving average, and says their volumes: other bits of a candle are other events."""
+    """Counts closes above a moving average, and emits their volumes: other bits of a candle give other events."""
 
     name = "above_average"
     label = "Above average"
@@ -100,15 +100,15 @@ class FallibleOverlay:
 
 
 def factors_with(trouble: Trouble) -> Callable[[FactorSettings], list[AnyFactor]]:
-    """What loads the factors: those that are installed, and those of the scenario."""
+    """Loads the factors: the installed ones, and those of the scenario."""
     return lambda settings: [*_installed_factors(settings), AboveAverage(), Fallible(trouble)]
 
 
 def overlays_with(trouble: Trouble) -> Callable[[], list[Overlay]]:
-    """What loads the overlays."""
+    """Loads the overlays."""
     return lambda: [*_installed_overlays(), FallibleOverlay(trouble)]
 
 
-# Looking through what is installed takes longer than a start does otherwise.
+# Searching the installed plugins takes longer than the rest of a start.
 _installed_factors = cache(load_factors)
 _installed_overlays = cache(load_overlays)

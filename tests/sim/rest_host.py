@@ -1,4 +1,4 @@
-"""The REST side of one market: what it weighs and allows, whom it bans, and what it answers."""
+"""The REST side of one market: weights, limits, bans, and answers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sim.exchange import MINUTE_S, SimulatedExchange
 from sim.scenario import Faults
 from sim.virtual_loop import VirtualLoop
 
-# What the exchange allows in one of its minutes, where the scenario does not make it scarce.
+# The exchange's limit of weight per minute, unless the scenario makes it scarce.
 LIMITS = {"spot": 6000, "futures": 2400}
-# How long it may want to be left alone, in seconds of its own.
+# Range of `Retry-After`, in seconds of the exchange.
 BAN_S = (10, 240)
-# So much of the calm a ban may still last.
+# The longest part of the calm for which a ban may still last.
 BAN_IN_CALM_S = 30
-# What a process that does not know yet what its address has used may add to it: four requests at once, each of a page
-# and a question for the time, and one for the list of symbols.
+# Weight that a process may add before it knows the used weight of its address: four requests at once, each for a page
+# and the time, and one for the list of symbols.
 UNAWARE = 4 * 3 + 20
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """When a host may be asked again, on the exchange's clock or on the service's; and when that was told."""
+    """When requests to a host may resume, on the exchange's clock or on the service's; and when the host said so."""
 
     until_ms: int
     until_s: float
@@ -33,7 +33,7 @@ class Wish:
 
 @dataclass(slots=True)
 class Answer:
-    """What the exchange says, and `retry_after_s`, where it wants to be left alone."""
+    """The refusal of the exchange, and `retry_after_s` where it names one."""
 
     status: int
     body: bytes
@@ -47,7 +47,7 @@ ERRORS = ((500, b"oops"), (503, b'{"code":-1000,"msg":"busy"}'), (200, b'[[1,"1'
 
 
 def weight_of(market: str, name: str, params: Mapping[str, str]) -> int:
-    """What a request weighs."""
+    """The weight of a request."""
     if name == "klines":
         if market == "spot":
             return 2
@@ -60,7 +60,7 @@ def weight_of(market: str, name: str, params: Mapping[str, str]) -> int:
 
 
 class RestHost:
-    """One market's. `violate` is told when more is asked than is allowed. `asker` is the name of a process."""
+    """One market. `violate` is called when a process exceeds the limits. `asker` is the name of a process."""
 
     def __init__(
         self, exchange: SimulatedExchange, loop: VirtualLoop, market: str, violate: Callable[[str], None]
@@ -69,7 +69,7 @@ class RestHost:
         self._exchange = exchange
         self._loop = loop
         self._market = market
-        # Who is told wrong times by the exchange cannot keep to its minutes.
+        # A process with a wrong exchange time cannot keep to the exchange's minutes.
         self._violate = (lambda _: None) if exchange.scenario.faults.clocks else violate
         self._minute = 0
         self._used = 0
@@ -106,14 +106,14 @@ class RestHost:
             self._violate(f"{self._market}: weight {self._used} is used of a minute that allows {self.limit}")
 
     def _wish(self, faults: Faults, rng: Random) -> Answer | None:
-        """What it says to be left alone, if it wants to be."""
+        """`Retry-After` of a refusal, if any."""
         exchange = self._exchange
         now_ms = exchange.now_ms()
-        # It ends with the storm on both clocks: a service that hears nothing else of the exchange waits by its own.
+        # It ends with the storm on both clocks: a service that cannot reach the exchange waits by its own clock.
         storm_s = min(exchange.storm_end_s - now_ms / 1000, exchange.mono_s(exchange.storm_end_s) - self._loop.time())
         latest_ms = now_ms + int(1000 * max(0.0, storm_s + BAN_IN_CALM_S))
         if now_ms < self._banned_until_ms:
-            # Who goes on all the same is banned for longer.
+            # Requests during a ban prolong it.
             self._banned_until_ms = max(self._banned_until_ms, min(latest_ms, now_ms + BAN_S[1] * 1000))
             return Answer(418, TOO_MUCH, retry_after_s=self._left_s(now_ms))
         if faults.ban and rng.random() < faults.ban:
@@ -128,18 +128,18 @@ class RestHost:
         return -(-(self._banned_until_ms - now_ms) // 1000)
 
     def _good(self, name: str, params: Mapping[str, str], faults: Faults, rng: Random) -> Answer:
-        # A cache somewhere: whole rows come late. Less than it takes for a hole to be given up.
+        # A cache somewhere: whole rows arrive late, by less than it takes to give up a hole.
         lag_s = rng.uniform(0.5, 8) * min(60.0, self._exchange.scenario.speed)
         lagging = rng.random() < faults.rest_lag
         if name == "klines" and self._exchange.listing(self._market, params["symbol"]) is None:
             return Answer(400, NO_SYMBOL)
         return Answer(200, self._exchange.rest(self._market, name, params, lag_s if lagging else 0.0))
 
-    # What is wanted of those who ask.
+    # The rules for processes.
 
     def told_to_wait(self, asker: str, retry_after_s: int, known_ms: int | None) -> None:
-        """A process reads that it shall leave the host alone. `known_ms` is the exchange's time by its knowledge, which
-        may be old: by so much it may be too early."""
+        """A process reads a refusal, and must leave the host alone. `known_ms` is the exchange's time as the process
+        knows it, which may be old: it may be early by the difference."""
         now_ms, now_s = self._exchange.now_ms(), self._loop.time()
         until_ms = (now_ms if known_ms is None else min(known_ms, now_ms)) + retry_after_s * 1000
         before = self._wishes.get(asker)
@@ -147,18 +147,18 @@ class RestHost:
             self._wishes[asker] = Wish(until_ms, now_s + retry_after_s, now_s)
 
     def time_is_read(self, asker: str, asked_s: float) -> None:
-        """A process reads the answer to a question for the time, which it asked then."""
+        """A process reads the answer to a request for the time, sent at that moment."""
         self._time_read[asker] = (asked_s, self._loop.time())
 
     def check_wish(self, asker: str, name: str) -> None:
-        """A process asks for `name`."""
+        """A process sends a request for `name`."""
         wish = self._wishes.get(asker)
         if wish is None:
             return
         left_s, now_s = (wish.until_ms - self._exchange.now_ms()) / 1000, self._loop.time()
         asked_s, read_s = self._time_read.get(asker, (0.0, 0.0))
         if name == "klines" and read_s == now_s and asked_s <= wish.told_s:
-            return  # the second of two requests that were under way as one
+            return  # the second of two concurrent requests
         if left_s > 0 and now_s < wish.until_s:
             self._violate(
                 f"{self._market}: {name} is asked, though the exchange wants to be left alone for {left_s:.1f} s"

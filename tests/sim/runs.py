@@ -1,4 +1,4 @@
-"""Runs of the service as it is. A scenario's outcome is always the same: one run of it does for several tests."""
+"""Runs of the unmodified service. The outcome of a scenario is always the same, so that several tests share one run."""
 
 from __future__ import annotations
 

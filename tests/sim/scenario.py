@@ -1,6 +1,6 @@
-"""What one seed stands for: how long, how fast, which symbols, and which faults.
+"""The scenario of a seed: duration, speed, symbols, and faults.
 
-A seed has some of the faults, not all: what a rare pair of them does shows best when the others are silent.
+A seed has some of the faults, not all: a rare combination of two shows best when the other faults are off.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.ingest.audit import AUDIT_CANDLES
 
-# With a multiple of a day as the epoch, minutes count from midnight.
+# The epoch is a multiple of a day, so that minutes count from midnight.
 EPOCH_S = 1_700_006_400
 
-# The exchange goes on for at least so long after the last fault, at that speed or its own lower one: longer than
-# the longest wait of the service, a connection that is dead unnoticed and then backs off.
+# How long the exchange goes on after the last fault, at its speed or a lower speed: longer than the longest wait of the
+# service, which is a connection that dies without notice followed by a backoff.
 SETTLING_S = 90.0
 SETTLING_SPEED = 10.0
 
@@ -26,7 +26,8 @@ SELDOM = 0.25
 
 # The derived timeframes that the service keeps.
 DERIVED = ("5m", "15m", "1h")
-# Timeframes that the exchange lacks, and of which of its candles theirs are folded; some seeds derive one of them.
+# Timeframes that the exchange lacks, and the shorter timeframe from which each is folded; some seeds derive one of
+# them.
 FOLDED = {"10m": "5m", "20m": "5m", "45m": "15m"}
 
 _SYMBOLS = (
@@ -43,57 +44,58 @@ _SYMBOLS = (
 class Faults:
     """Probabilities and rates of faults; 0: the seed does not have the fault."""
 
-    # Of a frame from the exchange.
+    # Per frame of the exchange.
     lose_closed: float = 0.0
     lose_forming: float = 0.0
     duplicate: float = 0.0
     reorder: float = 0.0
     malformed: float = 0.0
-    # Of a closed candle: final only so much later than its close; or given with other values again, later.
+    # Per closed candle: a late final event; or a later revision.
     late_close: float = 0.0
     revise: float = 0.0
-    # Of a minute of a connection: cut; and of a cut: nobody can connect for a while.
+    # Per minute of a connection: it is cut; and per cut: no connection can be made for a while.
     disconnect: float = 0.0
     refuse: float = 0.0
-    # Of a subscription: not answered, or answered with an error.
+    # Per subscription: not answered, or answered with an error.
     deaf: float = 0.0
-    # Of a REST request.
+    # Per REST request.
     rest_slow: float = 0.0
     rest_error: float = 0.0
     rest_limit: float = 0.0
     rest_lag: float = 0.0
-    # Of a commit, within spells of a full disk; and of a read of the store.
+    # Per commit, during periods of a full disk; and per read of the store.
     disk_full: float = 0.0
     disk_read: float = 0.0
-    # Of a transaction: long, so that much piles up behind it.
+    # Per transaction: it is long, so that a backlog builds up.
     slow_disk: float = 0.0
     # Crashes and orderly restarts in the whole run.
     crashes: int = 0
     restarts: int = 0
-    # Of a subscription: acknowledged, and nothing comes; and of a minute of a stream: nothing comes of it anywhere.
+    # Per subscription: acknowledged, but silent; and per minute of a stream: silent on every connection.
     silent: float = 0.0
-    # Of a minute of a connection: its end is announced, and comes soon. And how many minutes one lives at most.
+    # Per minute of a connection: its end is announced, and follows soon. And the longest life of a connection in
+    # minutes.
     shutdown: float = 0.0
     lifetime: int = 0
-    # Of a frame: followed by one that lies.
+    # Per frame: a hostile frame follows.
     hostile: float = 0.0
-    # Of a REST request: nothing is answered for minutes. And the weight that a minute may use, where it is scarce.
+    # Per REST request: REST is down for minutes. And the weight limit of a minute, where it is scarce.
     ban: float = 0.0
     weight: int = 0
-    # Of a candle that a factor gets, and of an event that an overlay gets: it fails.
+    # Per candle of a factor, and per event of an overlay: the plugin fails.
     factor_fails: float = 0.0
     overlay_fails: float = 0.0
-    # Of a symbol: not traded for some minutes. And how often streams and REST are both away for minutes.
+    # Per symbol: not traded for some minutes. And how often streams and REST are both down for minutes.
     delist: float = 0.0
     blackouts: int = 0
-    # Of a minute of a market: one of its clocks is wrong from then on, by up to a minute, or drifts; or both are right
-    # again. Of an answer to `time`: absurd. Of a minute: a frame closes it 15 s early, stamped past its end. Of a
-    # stored candle: a frame tells other values of it.
+    # Per minute of a market: one of its clocks becomes wrong by up to a minute, or drifts; or both become correct. Per
+    # answer of `time`: absurd. Per minute: a frame closes the candle 15 s early, stamped past its end. Per stored
+    # candle: a frame has other values of the candle.
     clocks: float = 0.0
     absurd_time: float = 0.0
     early_close: float = 0.0
     other_values: float = 0.0
-    # Of a minute: an exception that nobody expected, in one task of the service.
+    # Per minute: an unexpected exception in one task of the service.
     defect: float = 0.0
 
 
@@ -121,10 +123,11 @@ class Scenario:
     catch_up_max_candles: int
     writer_from_outside: bool
     audit_interval_s: float
-    # The exchange's own candles before the first one of a derived series, and the base candles that are fetched for it.
+    # The exchange's own candles before the first computed one of a derived series, and the base candles of its
+    # backfill.
     native_candles: int
     derived_base_candles: int
-    # The derived timeframe that the exchange lacks; None: there is none.
+    # The derived timeframe that the exchange lacks; None: the exchange has all.
     own_timeframe: str | None
     # The longest advance of factors inside a write transaction, in candles.
     advance_max_candles: int
@@ -137,7 +140,7 @@ class Scenario:
 
     @property
     def chain(self) -> tuple[tuple[str, str], ...]:
-        """Each derived timeframe, and the one that its candles are made of."""
+        """Each derived timeframe, and the timeframe from which its candles are folded."""
         links = tuple(zip(DERIVED, ("1m", *DERIVED), strict=False))
         return links if self.own_timeframe is None else (*links, (self.own_timeframe, FOLDED[self.own_timeframe]))
 
@@ -231,7 +234,7 @@ def draw_scenario(seed: int) -> Scenario:
         seed=seed,
         speed=speed,
         skew_s=rng.choice((0, 0, -3600, 37, 86_400 * 300)),
-        # At our own pace a minute takes the service's clock, and ours, longest.
+        # At speed 1 a minute takes the longest real time.
         storm_minutes=rng.randint(30, 90) // (2 if speed == 1.0 else 1),
         settle_minutes=max(6, ceil(SETTLING_S * min(speed, SETTLING_SPEED) / 60)),
         history_minutes=rng.choice((5, 30, 200)),
@@ -239,7 +242,6 @@ def draw_scenario(seed: int) -> Scenario:
         watched=(*series, *rng.sample(derived, rng.randint(0, 2)), *own),
         first_history_candles=rng.choice((1, 5, 60, 150)),
         # Where weight is scarce a first history in pages of two rows would take hours.
-        # And fewer than four rows would not get on where later rows alone prove.
         rest_page=max(rng.choice((2, 7, 50, 499)), 7 if faults.weight else 4),
         forming_per_minute=rng.choice((0, 1, 2, 4)),
         outages=rng.choice((0, 0, 1, 2, 3)),
@@ -247,7 +249,7 @@ def draw_scenario(seed: int) -> Scenario:
         fast_clients=rng.randint(1, 2),
         slow_clients=rng.choice((0, 1, 2)),
         flapping_clients=rng.choice((0, 1, 2)),
-        # A catch-up of everything fits, as it does with the real limits; not much more does.
+        # A complete catch-up fits into the limits, as with the real ones, with little to spare.
         outbox_max_messages=min(
             10_000, (catch_up_max_candles + 2) * (len(symbols) + 2 + len(own)) + rng.choice((10, 50, 10_000))
         ),

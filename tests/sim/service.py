@@ -1,5 +1,5 @@
-"""The service as one process under virtual time: it starts, is killed between two steps, is stopped in order, and
-starts again on the same store."""
+"""The service as one process under virtual time: it starts, is killed between two steps or stopped in order, and
+restarts on the same store."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from sim.virtual_loop import Process, VirtualClock, VirtualLoop
 
 R = TypeVar("R")
 SOCKETS_END_S = 10.0
-# The longest pause of the service between two tries of the same.
+# The longest backoff of the service.
 MOST_WAIT_S = 30.0
 RETRIES = replace(USUAL_RETRIES, backoff=replace(USUAL_RETRIES.backoff, most_s=MOST_WAIT_S))
 
 
 class Disk:
-    """The disk of the store: pauses, and times in which it is full."""
+    """The disk of the store: pauses, and periods in which it is full."""
 
     def __init__(self, scenario: Scenario, loop: VirtualLoop) -> None:
         self.faults = scenario.faults
@@ -56,7 +56,7 @@ class Disk:
         self._full_until_s = 0.0
 
     def strike(self) -> None:
-        """Once an exchange minute: perhaps the disk is full for a while."""
+        """Once per exchange minute: perhaps the disk is full for a while."""
         if self.faults.disk_full and self._rng.random() < 0.1:
             self._full_until_s = self._loop.time() + self._rng.uniform(0.02, 4) * min(self.minute_s, 20.0)
 
@@ -65,9 +65,9 @@ class Disk:
         return self._loop.time() < self._full_until_s
 
     async def pause(self) -> None:
-        """Where threads would let others run: nothing, some steps, or a while."""
+        """Where threads would let other threads run: no pause, some steps, or a while."""
         rng = self._rng
-        # A disk that is full is slow besides: then much piles up behind a write that fails.
+        # A full disk is slow as well, so that a backlog builds up behind a failing write.
         if rng.random() < (0.5 if self._full else self.faults.slow_disk):
             await asyncio.sleep(rng.uniform(0.001, 2) * min(self.minute_s, 2.0))
             self.troubled_at_s = self._loop.time()
@@ -102,7 +102,7 @@ class Store(InThreadSqliteDatabase):
 
 
 class Service:
-    """One process of the service. `ended` is done when it has ended, with what ended it."""
+    """One process of the service. `ended` is done when the process has ended, with its result."""
 
     def __init__(self, scenario: Scenario, loop: VirtualLoop, network: Network, disk: Disk, path: Path, number: int):
         self.process = Process(f"service {number}")
@@ -114,7 +114,7 @@ class Service:
         self._number = number
         self._stop = loop.create_future()
         self.runtime: MarketRuntime | None = None
-        self.thrown = 0  # exceptions that nobody expected, into its tasks
+        self.thrown = 0  # unexpected exceptions, into its tasks
         self.clocks: Mapping[str, ExchangeClock] = {}
         self.store: Store | None = None
         self.main = loop.start(self.process, self._run(), f"service {number}")
@@ -126,7 +126,7 @@ class Service:
 
     @property
     def serving(self) -> bool:
-        """Whether clients can connect."""
+        """Whether it accepts clients."""
         return self.process.alive and self.runtime is not None and not self._stop.done()
 
     async def _run(self) -> None:
@@ -179,7 +179,8 @@ class Service:
             self._stop.set_result(None)
 
     def close_files(self) -> None:
-        """Close what a killed process had open; in the end, as it is this process' memory."""
+        """Close the connections and files of a killed process, finally also its memory, which is part of this
+        process."""
         if self.store is not None:
             if self.store._reader is not None:
                 self.store._reader.close()

@@ -64,9 +64,9 @@ FEW_SEEDS = 40
 
 @dataclass(frozen=True)
 class Break:
-    """A defect in the service, and what the checkers are to say of it (a pattern). `faults` and `scenario` are what
-    shows it best; nobody repairs it where `bare`. `seed` is tried first: the seed that has
-    shown the defect soonest."""
+    """A defect in the service, and the pattern of the sentences that the checkers must report. `faults` and `scenario`
+    show it best; no other part repairs it where `bare`. `seed` is tried first: the seed that showed the defect soonest.
+    """
 
     name: str
     make: Callable[[pytest.MonkeyPatch], None]
@@ -77,7 +77,7 @@ class Break:
     seed: int = 0
 
     def drawn(self) -> Iterator[Scenario]:
-        """Few scenarios with these faults. A speed is looked for, as so much depends on it."""
+        """A few scenarios with these faults. The speed is searched for, since much depends on it."""
         speed = self.scenario.get("speed")
         seeds = chain((self.seed,), (seed for seed in range(100) if seed != self.seed))
         drawn = (one for one in map(draw_scenario, seeds) if speed in (None, one.speed))
@@ -288,7 +288,7 @@ def send_order_flow_to_nobody(patch: pytest.MonkeyPatch) -> None:
 
 
 def subscribe_with(patch: pytest.MonkeyPatch, **wanted: bool) -> None:
-    """Every subscription wants this, whatever its client asks for."""
+    """Every subscription gets this `what`, whatever its client asked for."""
     made = Subscription.__init__
 
     def other(self: Subscription, series: SeriesId, since: int | None, **asked: Any) -> None:
@@ -415,7 +415,7 @@ def hold_live_between_pages(patch: pytest.MonkeyPatch) -> None:
 
 def end_the_old_connection_first(patch: pytest.MonkeyPatch) -> None:
     async def hasty(self: BinanceConnection, link: Link, successor: Link) -> None:
-        """Wait for nothing."""
+        """Do not wait."""
 
     patch.setattr(BinanceConnection, "_overlap", hasty)
     patch.setattr(BinanceConnection, "_lose", lambda *_: None)

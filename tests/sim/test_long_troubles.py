@@ -23,12 +23,12 @@ from sim.spot_service import run_beside
 from sim.virtual_loop import VirtualLoop
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
-# More than a thousand retries, one or two minutes apart: enough for a power of two beyond all floats.
+# More than a thousand retries, one or two minutes apart: enough doublings to overflow a float.
 LONG_S = 1.4 * 86_400.0
 
 
 class IdleExchange:
-    """An exchange without streams and candles, which has only its time and a symbol."""
+    """An exchange without streams and candles, with only its time and a symbol."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
@@ -64,7 +64,7 @@ def test_days_without_streams_and_without_candles_do_not_end_the_service(
         monkeypatch.setattr(module, name, 45.0)
     monkeypatch.setattr(followed, "FRUITLESS", replace(followed.FRUITLESS, most_s=45.0))
     monkeypatch.setattr(binance_ws, "RECONNECT", replace(binance_ws.RECONNECT, most_s=45.0))
-    caplog.set_level(logging.CRITICAL, "klinesync")  # it says so each time
+    caplog.set_level(logging.CRITICAL, "klinesync")  # the same message each time
     loop = VirtualLoop()
     exchange = IdleExchange(loop)
 

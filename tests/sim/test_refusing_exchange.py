@@ -1,5 +1,5 @@
-"""An exchange that refuses this service, or fails at every request: how often it is asked, what is told, and that the
-service is well again soon after the exchange is. Under virtual time; each request is counted at the exchange."""
+"""An exchange that refuses this service, or fails at every request: the request rate, the reports, and the time until
+the service has recovered after the exchange has. Under virtual time; each request is counted at the exchange."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ TROUBLES: dict[str, int | bytes | Exception] = {
 
 
 class Exchange:
-    """Trades BTC each minute; `rest` and `streams` are its troubles, None while it is well. Notes when it is asked, and
-    for what. Streams are never connected: what closes comes over REST."""
+    """Trades BTC each minute; `rest` and `streams` are its faults, None while it works. Records when and what is
+    requested. Streams never connect: closed candles come over REST."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop

@@ -1,7 +1,7 @@
 """Random schedules of cancels, timeouts, faults and stops over the gate and the polling of a venue, under virtual time.
 
-Each ends with the process alive, every pinned series up to date with the values that are final, and requests that were
-never above the rate of a venue that is well.
+Each ends with a living process, every pinned series up to date with final values, and a request rate that never
+exceeded that of a healthy venue.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from sim.venue_world import Ended, Schedule, World, peak, troubled_peak
 
-# Schedules without faults that show the healthy rate of a limiter, by seed; and how far another one may be above it.
-HEALTHY_SEEDS = (0, 1, 1477)  # the clients of the last are among the busiest of two thousand
+# Schedules without faults that show the healthy rate of a limiter, by seed; and the allowed excess of other schedules.
+HEALTHY_SEEDS = (0, 1, 1477)  # the clients of the last one are among the busiest of two thousand
 HEALTHY_SPREAD = 1.2
-# Requests of a minute to a venue that has answered none for a while.
+# Requests per minute to a venue that has not answered for a while.
 TROUBLED_MOST = 20
 
 
 @cache
 def healthy_peak(rate_limit_s: float, folder: Path) -> int:
-    """The most requests of any minute, of venues that are well and polled."""
+    """The largest request rate of any minute, of healthy polled venues."""
     calm = (Schedule(seed, rate_limit_s, streams=False, calm=True) for seed in HEALTHY_SEEDS)
     return max(peak(World(one, folder).run().asked) for one in calm)
 

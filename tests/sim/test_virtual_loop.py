@@ -1,4 +1,4 @@
-"""Virtual time: no waiting, the same order every time, and processes that end between two steps."""
+"""Virtual time: no real waiting, the same order in every run, and processes that end between two steps."""
 
 from __future__ import annotations
 

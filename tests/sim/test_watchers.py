@@ -36,10 +36,10 @@ class Notebook:
         self.messages += [msgspec.json.decode(payload_of(frame)) for frame in frames]
 
     def ending(self) -> None:
-        """Nothing waits."""
+        """Nothing to wait for."""
 
     def close(self, code: int) -> None:
-        """Nothing is to be closed."""
+        """Nothing to close."""
 
     def closed(self) -> list[Candle]:
         """All closed candles in the order of their messages."""
@@ -75,7 +75,7 @@ Story = Callable[[MarketRuntime, SimulatedExchange], Awaitable[None]]
 
 @pytest.fixture
 def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
-    """Runs a test with a service whose whitelist is BTC alone, on an exchange without faults."""
+    """Runs a test with a service whose whitelist is only BTC, on an exchange without faults."""
     flags_of = services.flags_of
 
     def flags(scenario: Scenario, path: Path) -> object:
@@ -95,20 +95,20 @@ def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], N
         async def live() -> None:
             world.exchange.begin()
             world._start_service()
-            one = world._services[-1]
-            while one.runtime is None:
+            service = world._services[-1]
+            while service.runtime is None:
                 await asyncio.sleep(1.0)
-            await one.do(story(one.runtime, world.exchange), "story")  # type: ignore[arg-type]  # a coroutine
+            await service.do(story(service.runtime, world.exchange), "story")  # type: ignore[arg-type]  # a coroutine
             world._ending = True
-            one.stop()
-            await one.main
+            service.stop()
+            await service.main
 
         try:
             world.loop.run_until_complete(live())
         finally:
             world.loop.bury()
-            for one in world._services:
-                one.close_files()
+            for service in world._services:
+                service.close_files()
 
     return run
 
@@ -120,16 +120,16 @@ def test_the_first_subscriber_starts_a_job_and_it_stops_a_while_after_the_last_h
         followed = runtime.supervisors.followed
         await asyncio.sleep(30)
         assert followed() == [BTC]
-        one, two = Watcher(runtime), Watcher(runtime)
-        await one.say("subscribe", ETH)
-        await two.say("subscribe", ETH)
+        first, second = Watcher(runtime), Watcher(runtime)
+        await first.say("subscribe", ETH)
+        await second.say("subscribe", ETH)
         await asyncio.sleep(3 * IDLE_TTL_S)
         assert followed() == [BTC, ETH]
-        assert len(one.notes.closed()) >= 2
-        await one.say("unsubscribe", ETH)
+        assert len(first.notes.closed()) >= 2
+        await first.say("unsubscribe", ETH)
         await asyncio.sleep(3 * IDLE_TTL_S)
         assert followed() == [BTC, ETH], "somebody watches still"
-        two.leave()
+        second.leave()
         await asyncio.sleep(IDLE_TTL_S - 2)
         assert followed() == [BTC, ETH], "in case somebody comes back"
         await asyncio.sleep(4)

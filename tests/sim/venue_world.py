@@ -1,7 +1,7 @@
 """A venue that is followed through ccxt, under virtual time: a whole service, clients that come and go, stops, faults.
 
-One schedule is a function of its seed. The exchange object stands in place of ccxt's; its rows are those of
-`venues.market`, and it has a limiter as ccxt has one.
+A schedule is a function of its seed. The exchange object stands in for ccxt's; its rows are those of `venues.market`,
+and it has a limiter like ccxt's.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ Found = TypeVar("Found")
 NAME = "simex"
 BASES = tuple(f"C{number}" for number in range(20))
 PINNED = 3
-# Rows change so long behind their end, in ms, which is within the margin.
+# How long rows change after their end, in ms, within the margin.
 LATE_MS = 1500
 MARGIN_S = 2.0
-# The least time between two requests of a venue, in seconds, as ccxt's limiters have it.
+# The shortest time between two requests to a venue, in seconds, as in ccxt's limiters.
 RATE_LIMITS_S = (0.05, 0.2, 1.0)
 # Faults begin and end within this time, in virtual seconds; so do the visits of clients, and stops.
 TROUBLED_S = 180.0
-# From then on, all series must be up to date within this time. A venue that asked to be left alone for a day is asked
-# again after a quarter of an hour.
+# All series must be up to date within this time after the faults. A venue with a Retry-After of a day is asked again
+# after a quarter of an hour.
 CALM_S = 180.0
 LEFT_ALONE_S = 960.0
 UP_TO_DATE_S = 60.0
 TIMEOUT_S = 10.0
-# Iterations of the loop. A schedule takes some fifteen thousand: what takes so many more spins, or does not end.
+# Iterations of the loop. A schedule takes some fifteen thousand; this many mean a busy loop, or one that does not end.
 MAX_ITERATIONS = 100_000
 
 
@@ -77,7 +77,7 @@ class NetworkError(BaseError):
 
 
 class Fault(Enum):
-    """What a request meets."""
+    """The fate of a request."""
 
     SERVER_ERROR = "500"
     UNAVAILABLE = "503"
@@ -93,7 +93,7 @@ class Fault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Spell:
-    """A fault from one moment to another, of requests of one kind, or of all (None)."""
+    """A fault from one moment to another, of requests of one kind, or of all kinds (None)."""
 
     start_s: float
     end_s: float
@@ -103,8 +103,8 @@ class Spell:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A schedule. `rate_limit_s`: the least time between two requests; `streams`: whether there is a stream; `calm`:
-    nothing fails; `late_ms`: rows change up to so long behind their end."""
+    """A schedule. `rate_limit_s`: the shortest time between two requests; `streams`: whether there is a stream; `calm`:
+    nothing fails; `late_ms`: rows change up to this long after their end."""
 
     seed: int
     rate_limit_s: float
@@ -120,7 +120,7 @@ class Schedule:
 
 
 class Exchange:
-    """An exchange object as ccxt's, with the limiter that ccxt has."""
+    """An exchange object like ccxt's, with a limiter like ccxt's."""
 
     def __init__(self, schedule: Schedule, loop: VirtualLoop, spells: Sequence[Spell], ended: Ended) -> None:
         self.has: Mapping[str, object] = {"fetchOHLCV": True, "fetchTime": True, "watchOHLCV": schedule.streams}
@@ -139,8 +139,10 @@ class Exchange:
 
     def _fault(self, kind: str) -> Fault | None:
         now_s = self._loop.time()
-        spells = (one for one in self._spells if one.start_s <= now_s < one.end_s and one.kind in (None, kind))
-        return next((one.fault for one in spells), None)
+        spells = (
+            spell for spell in self._spells if spell.start_s <= now_s < spell.end_s and spell.kind in (None, kind)
+        )
+        return next((spell.fault for spell in spells), None)
 
     async def _request(self, kind: str) -> bool:
         """One request; whether its answer is empty."""
@@ -210,7 +212,7 @@ class Exchange:
 
 
 class Inline(CcxtThread):
-    """The service's own loop in place of a thread. What is called is cancelled with the caller."""
+    """The service's own loop in place of a thread. Cancelling the caller cancels the call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +232,7 @@ class Inline(CcxtThread):
 
 @dataclass
 class Ended:
-    """How a schedule ended: what is wrong, when the venue was asked (virtual seconds), and which requests failed."""
+    """The end of a schedule: broken promises, the times of requests (virtual seconds), and the failed requests."""
 
     wrong: list[str] = field(default_factory=list)
     asked: list[float] = field(default_factory=list)
@@ -287,7 +289,7 @@ class World:
         async with self._service():
             await self._until(calm_from_s)
             await asyncio.wait(clients)
-            day = any(one.fault is Fault.TOO_MANY_DAY for one in self._spells)
+            day = any(spell.fault is Fault.TOO_MANY_DAY for spell in self._spells)
             await self._all_right(calm_from_s + (LEFT_ALONE_S if day else CALM_S))
         for task in clients:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -300,7 +302,7 @@ class World:
         await asyncio.sleep(max(0.0, at_s - self._loop.time()))
 
     async def _client(self, number: int, calm_from_s: float) -> None:
-        """Watches series for a while, or asks for them and may lose patience; again and again."""
+        """Watches series for a while, or reads them and may lose patience; repeatedly."""
         rng = random.Random(f"client {self.schedule.seed} {number}")
         while self._loop.time() < calm_from_s:
             await asyncio.sleep(rng.uniform(0.0, 40.0))
@@ -322,7 +324,7 @@ class World:
                     self.ended.wrong.append(f"a read met {error!r}")
 
     async def _watch(self, runtime: MarketRuntime, many: Sequence[SeriesId], watch_s: float) -> None:
-        """Have these series followed for a while; all are left at once."""
+        """Have these series followed for a while; all are released at once."""
         acquired: list[SeriesId] = []
         with suppress(NoCapacity, UpstreamError):
             for series in many:
@@ -341,7 +343,7 @@ class World:
                 pass
 
     async def _all_right(self, by_s: float) -> None:
-        """Every pinned series is up to date by then, with the values that are final."""
+        """Every pinned series must be up to date by then, with final values."""
         wrong: list[str] = []
         while self._loop.time() < by_s:
             wrong = [text for base in BASES[:PINNED] for text in await self._faults_of(base)]
@@ -364,7 +366,7 @@ class World:
 
 
 class _Serving:
-    """The service, from its start to its end in order."""
+    """Run the service from its start to its orderly end."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -402,7 +404,7 @@ class _Serving:
 
 
 async def _no_pause() -> None:
-    """The disk is quick."""
+    """The disk is fast."""
 
 
 def peak(asked: Sequence[float], window_s: float = 60.0) -> int:
@@ -418,7 +420,7 @@ def peak(asked: Sequence[float], window_s: float = 60.0) -> int:
 
 
 def troubled_peak(ended: Ended, known_s: float = 15.0, window_s: float = 60.0) -> int:
-    """The most requests of any span of that length, of a venue that has answered none for `known_s`."""
+    """The most requests in any span of that length, to a venue that has not answered for `known_s`."""
     most = 0
     run: list[float] = []
     for at_s, failed in [*zip(ended.asked, ended.failed, strict=True), (0.0, False)]:

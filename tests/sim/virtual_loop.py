@@ -1,8 +1,8 @@
 """An asyncio event loop on virtual time, whose tasks belong to processes that can be killed between any two steps.
 
-When nothing is ready it leaps to the next timer; nothing ever waits for a wall clock, a socket or a thread. A
-process is a mark on the context in which tasks run: killing it keeps every step that it still had coming from being
-taken, as `kill -9` does; no `finally` of it runs.
+When no task is ready the loop jumps to the next timer; it never waits for a wall clock, a socket or a thread. A process
+is a mark on the context in which tasks run: after a kill none of its scheduled steps is executed, as with `kill -9`; no
+`finally` of the process runs.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ START_S = 1000.0
 
 
 class Deadlock(RuntimeError):
-    """Nothing is ready and no timer is set: nothing would ever happen again."""
+    """No task is ready and no timer is set: the loop would wait for ever."""
 
 
 class Runaway(RuntimeError):
-    """The loop took more iterations than it may: something spins without letting time pass."""
+    """The loop exceeded its iterations: a task loops without letting time pass."""
 
 
 class Process:
-    """What a group of tasks belongs to. `steps` counts the steps scheduled so far."""
+    """The owner of a group of tasks. `steps` counts the steps scheduled so far."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -44,7 +44,7 @@ class Process:
         self._fuse = (self.steps + steps, burnt)
 
     def count_step(self) -> Callable[[], None] | None:
-        """One more step is scheduled; what is to be done before it."""
+        """Count a scheduled step; returns a callback to run before it, if any."""
         self.steps += 1
         if self._fuse is not None and self.steps >= self._fuse[0]:
             burnt = self._fuse[1]
@@ -53,7 +53,7 @@ class Process:
         return None
 
     def keep(self, task: asyncio.Task[Any]) -> None:
-        """Remember a task: after the process was killed nobody else may, and its coroutine must not be collected."""
+        """Keep a task: after a kill no other reference exists, and its coroutine must not be collected."""
         self.tasks.append(task)
         if len(self.tasks) >= self._prune_at:
             self.tasks = [one for one in self.tasks if not one.done()]
@@ -86,7 +86,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._now_s
 
     def _run_once(self) -> None:
-        """One iteration: what is ready, or where nothing is, the next timers. (asyncio's own, without its selector.)"""
+        """One iteration: run ready callbacks; without any, advance to the next timers. (asyncio's own, without its
+        selector.)"""
         self._iterations += 1
         if self._iterations > self._max_iterations:
             raise Runaway(f"more than {self._max_iterations} iterations, at {self._now_s:.3f} s")
@@ -131,20 +132,20 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return timer
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is dropped when its time comes."""
+        """A cancelled timer is dropped when its time comes."""
 
     def number_task(self) -> int:
         self._tasks_made += 1
         return self._tasks_made
 
     def start(self, process: Process, work: Coroutine[Any, Any, R], name: str) -> asyncio.Task[R]:
-        """A task that belongs to `process`, with all that it will create."""
+        """A task that belongs to `process`, as do all tasks that it creates."""
         context = copy_context()
         context.run(PROCESS.set, process)
         return self.create_task(work, name=name, context=context)
 
     def kill(self, process: Process) -> None:
-        """None of the steps that `process` has coming is taken. Its objects stay as they are until `bury`."""
+        """Drop all scheduled steps of `process`. Its objects stay as they are until `bury`."""
         process.alive = False
         self._dead.append(process)
         for handle in (*self._ready, *(timer for _, _, timer in self._timers)):
@@ -152,7 +153,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 handle.cancel()
 
     def bury(self) -> None:
-        """Close the loop, and free what killed processes left: their coroutines end here, when nothing matters."""
+        """Close the loop, and free the remains of killed processes: their coroutines end here, when no effect matters
+        any more."""
         self.close()
         for process in self._dead:
             for task in process.tasks:
@@ -168,11 +170,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         raise RuntimeError(f"{func} asks for a thread; there are none under virtual time")
 
     def _write_to_self(self) -> None:
-        """Nobody has to be woken: there is one thread. (Forgotten async generators are finalised by this way.)"""
+        """No thread has to be woken: there is one thread. (Forgotten async generators are finalised through this
+        method.)"""
 
 
 class NumberedTask(asyncio.Task[Any]):
-    """A task whose hash is its number: asyncio keeps tasks in sets, and their order must not depend on addresses."""
+    """A task whose hash is its number: asyncio keeps tasks in sets, whose order must not depend on addresses."""
 
     def __init__(self, coro: Coroutine[Any, Any, Any], *, loop: VirtualLoop, context: Context | None) -> None:
         self._number = loop.number_task()
@@ -186,7 +189,7 @@ class NumberedTask(asyncio.Task[Any]):
 
 
 class VirtualClock:
-    """A `Clock` whose monotonic time is a loop's, and whose wall clock is `wall_from_s` ahead of that."""
+    """A `Clock` whose monotonic time is a loop's, and whose wall clock is `wall_from_s` ahead of the loop's time."""
 
     def __init__(self, loop: VirtualLoop, wall_from_s: float) -> None:
         self._loop = loop
@@ -211,7 +214,7 @@ def _make_task(
 
 
 def _end(coroutine: Any) -> None:
-    """Close a coroutine whatever its `finally` blocks await; there is no loop any more that they could wait for."""
+    """Close a coroutine, whatever its `finally` blocks await; there is no loop left for them."""
     for _ in range(20):
         with contextlib.suppress(BaseException):
             coroutine.close()

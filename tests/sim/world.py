@@ -46,7 +46,7 @@ from sim.virtual_loop import PROCESS, Deadlock, Process, Runaway, VirtualLoop
 from support.defects import throw_into
 from support.memory_folder import memory_folder
 
-# The time that the service gets, after the last fault and the last candle, to bring everything to its end.
+# Time limit of the service, after the last fault and the last candle, for reaching the final state.
 SETTLE_S = 300.0
 TAIL_LINES = 150
 
@@ -116,7 +116,7 @@ class World:
         self.clients = [self._client(number, habits) for number, habits in enumerate(self._habits())]
 
     def run(self) -> Outcome:
-        """Run the scenario. Faults of the service are in the outcome, not raised."""
+        """Run the scenario. Faults of the service are returned in the outcome, not raised."""
         self.loop.set_exception_handler(self._unhandled)
         self._main = self.loop.create_task(self._live(), name="world")
         try:
@@ -154,7 +154,7 @@ class World:
         self._hash.update(text.encode())
         self._tail.append(text)
         if self._echo:
-            print(text)  # asked for
+            print(text)  # stopped on request
 
     def violate(self, sentence: str) -> None:
         """A promise was broken."""
@@ -163,7 +163,7 @@ class World:
         if self._main is not None and len(self.wrong) == 1:
             self.loop.call_soon(self._main.cancel, context=self.loop.outside)
 
-    # The course of things.
+    # The phases of a run.
 
     async def _live(self) -> None:
         try:
@@ -200,7 +200,7 @@ class World:
         await self._stop_in_order()
 
     def _break_a_part(self) -> None:
-        """Perhaps raise a defect in a task of the service; other tasks must not have one."""
+        """Perhaps raise a defect in a task of the service; other tasks must not have any."""
         service = self._services[-1]
         runtime = service.runtime
         if runtime is None or not service.process.alive:
@@ -211,11 +211,12 @@ class World:
         tasks = {
             task.get_name(): task
             for task in runtime.bulkheads.tasks
-            # A client's own tasks end the client. The sweep waits in its task group, where nothing of ours can raise.
+            # A client's own tasks end the client. The sweep waits in its task group, where no exception can be raised
+            # from here.
             if not task.done() and not task.get_name().startswith(("socket", "start-up sweep"))
         }
         if not tasks:
-            return  # it has stopped, but for the last write
+            return  # stopped, except for the last write
         name = self._parts_rng.choice(sorted(tasks))
         if throw_into(tasks[name]):
             service.thrown += 1
@@ -231,7 +232,7 @@ class World:
         await asyncio.sleep(max(0.0, time_s - self.loop.time()))
 
     def _calm(self) -> None:
-        """The faults stop."""
+        """Stop the faults."""
         self.note("calm")
         self.exchange.slow_down(SETTLING_SPEED)
         self.network.calm()
@@ -248,7 +249,7 @@ class World:
             client.settle()
 
     async def _settle(self) -> None:
-        """Wait a limited time until all candles have arrived; then all promises must hold."""
+        """Wait, with a time limit, until all candles have arrived; then all promises must hold."""
         until_s = self.loop.time() + SETTLE_S
         pause_s = 1.0
         while (unsettled := self._unsettled()) and self.loop.time() < until_s:
@@ -274,7 +275,7 @@ class World:
         )
 
     async def _stop_in_order(self) -> None:
-        """The last service stops in order: every client is told, and stored candles remain."""
+        """The last service stops in order: every client is notified, and stored candles remain."""
         self._ending = True
         self._check_defects(self._services[-1])
         codes = [len(client.ended_codes) for client in self.clients]
@@ -312,7 +313,7 @@ class World:
         self._plan_end()
 
     def _plan_end(self) -> None:
-        """Perhaps the service dies before one of its next steps, or is told to stop."""
+        """Perhaps kill the service before one of its next steps, or ask it to stop."""
         service = self._services[-1]
         if not service.process.alive or self._ending:
             return
@@ -356,42 +357,44 @@ class World:
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if self.loop.is_closed():
-            return  # what killed processes left is freed
+            return  # the remains of killed processes are freed
         process = PROCESS.get()
         if process is None or process.alive:
             self.violate(f"nobody handles: {context.get('message')} {context.get('exception')!r}")
 
     def _may_leave(self, socket: ExchangeSocket, streams: list[str]) -> bool:
-        """Whether the service may close a connection to the exchange that alone carries these streams: it stops, or
-        they are all stale, so that it connects anew."""
+        """Whether the service may close a connection to the exchange that alone carries these streams: it is stopping,
+        or all are stale, so that it reconnects."""
         service = self._services[-1]
         if service.process is not socket.owner or service.stopping or service.runtime is None:
             return True
         if service.thrown:
-            return True  # a defect ends what it is in
+            return True  # a defect ends the task that it is raised in
         status = service.runtime.supervisors.status
         followed = {one.stream: one.series for one in self.exchange.of_market(socket.market)}
         return all(status(followed[stream]).state in STALE for stream in streams if stream in followed)
 
     def _clock_ms(self, process: Process | None, market: str) -> int | None:
-        """What time it is on the exchange at least, as the service knows it: by that it waits for the exchange."""
+        """The earliest exchange time that the service may assume: it waits for the exchange by this time."""
         service = self._services[-1]
         return service.clocks[market].least_ms(self.loop.time()) if service.process is process else None
 
     def _knows_rest(self, market: str) -> bool:
-        """Whether the service knows the clock of REST of that market, and how fast it goes."""
+        """Whether the service knows the time of that market's REST, and its speed."""
         clocks = self._services[-1].clocks
         return market in clocks and clocks[market]._rest.speed is not None
 
     def _closed_told(self, process: Process, listing: Listing, candle: Candle) -> None:
-        """The service is handed a final candle: it must not keep it for longer than it may wait for what is before."""
+        """The service receives a final candle: it must not hold the candle longer than it may wait for the candles
+        before."""
         service = self._services[-1]
         known_ms = None
         if service.process is process:
             known_ms = service.clocks[listing.series.market].estimate_ms(self.loop.time())
         if self.scenario.faults.clocks:
             known_ms = None  # where clocks differ it may wait for two later rows
-        if known_ms is not None and abs(self.exchange.now_ms() - known_ms) <= DIFFER_MS:  # else it may not believe it
+        # Otherwise it may not believe the candle.
+        if known_ms is not None and abs(self.exchange.now_ms() - known_ms) <= DIFFER_MS:
             due_s = self.loop.time() + checkers.WAIT_MOST_S
             told = (process, service.thrown)
             self.loop.call_at(due_s, self._check_written, told, listing, candle, context=self.loop.outside)
@@ -402,16 +405,16 @@ class World:
         if service.process is not process or not process.alive or service.stopping or self._ending:
             return
         if service.thrown != thrown:
-            return  # a defect ends what it is in, and what was held there; REST has it, once it answers
+            return  # a defect ends the task that held the candle; REST has the candle, once it answers
         due_s = self.disk.troubled_at_s + checkers.WAIT_MOST_S
         if due_s > self.loop.time():
             self.loop.call_at(due_s, self._check_written, told, listing, candle, context=self.loop.outside)
             return
         first = None if witness is None else witness.first(series)
         if first is not None and candle.time < first:
-            return  # from before the first stored one: nobody goes after what lies between
+            return  # from before the first stored candle: the span between is never requested
         if witness is not None and any(gap.start <= candle.time < gap.end for gap in witness.gaps(series)):
-            return  # passed by history that begins later, and declared
+            return  # superseded by history that begins later, and declared
         if witness is None or not witness.has(series, candle.time):
             waited_s = checkers.WAIT_MOST_S
             self.violate(f"{series}: the stream told the closed candle of {candle.time} {waited_s:g} s ago: not stored")
@@ -462,7 +465,7 @@ class World:
         link.lose()
 
     def _sent(self, message: dict[str, Any]) -> None:
-        """The service sends a message to a client: what it shows as closed is final, and on the disk."""
+        """The service sends a message to a client: every closed candle in the message is final, and on the disk."""
         kind = message["type"]
         if kind == "candle_forming":
             self._check_forming(message)
@@ -484,7 +487,7 @@ class World:
             self._check_ledger_of(series, max(candle_of(out).time for out in shown))
 
     def _check_ledger_of(self, series: SeriesId, time: int) -> None:
-        """What this process wrote and shows is in factors and overlays, too, or they are known to lag."""
+        """Candles that this process wrote and shows are in factors and overlays as well, or these are known to lag."""
         runtime, witness = self._services[-1].runtime, self._witness
         if runtime is None or witness is None or time <= self._heads_at_start.get(series, -1):
             return
@@ -515,10 +518,10 @@ class World:
             for sentence in self._ledgers.look(self._witness):
                 self.violate(sentence)
 
-    # Others.
+    # Other actors.
 
     async def _write_from_outside(self) -> None:
-        """Somebody posts closed candles of the past over HTTP: true ones, in any order, some of them stored already."""
+        """A client posts closed candles of the past over HTTP: true ones, in any order, some of them stored already."""
         rng, exchange = self._rng, self.exchange
         while True:
             await asyncio.sleep(rng.expovariate(1.0) * 600 / self.scenario.speed)
@@ -532,8 +535,8 @@ class World:
             head = self._witness.head(series) if stored is not None and self._witness else None
             if stored is None or head is None or head >= now:
                 continue
-            # Between what is stored, or directly before it: any other hole would be the poster's, and nobody goes after
-            # old holes yet.
+            # Between stored candles, or directly before them: any other hole would be the poster's own, and old holes
+            # are not requested yet.
             times = [time for time in listing.times if time <= head]
             past = times[rng.randint(max(0, times.index(stored) - 5), len(times) - 1) :][: rng.randint(1, 8)]
             before = [time for time in past if time < stored]
@@ -563,8 +566,8 @@ class _Log(logging.Handler):
 
 @contextmanager
 def _quiet_surroundings(world: World) -> Iterator[None]:
-    """The log goes into the transcript; limits are small, so that they are reached; memory is freed between seeds,
-    so that the order of things does not depend on it."""
+    """Writes the log into the transcript; limits are small, so that they are reached; memory is freed between seeds, so
+    that the order of events does not depend on it."""
     logger = logging.getLogger("klinesync")
     handler, propagate = _Log(world), logger.propagate
     logger.addHandler(handler)
@@ -583,13 +586,13 @@ def _quiet_surroundings(world: World) -> Iterator[None]:
         logger.propagate = propagate
 
 
-# Modules between a reader of the clock of this machine and what stands in its place.
+# Modules that may read this machine's clock, between a reader of the clock and its replacement.
 CLOCK_FILES = (__file__, clock.__file__)
 
 
 class NoTime:
-    """In place of the module `time`, as `runtime.clock` uses it: a part that reads the clock of this machine, and not
-    the one that it was given, breaks the promise that a seed is repeatable."""
+    """Replaces the module `time` in `runtime.clock`: a part that reads this machine's clock instead of its given clock
+    would make seeds unrepeatable."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -597,7 +600,7 @@ class NoTime:
 
     def monotonic(self) -> float:
         if threading.get_ident() != self._thread:
-            return time.monotonic()  # a thread that an earlier test has left: a watchdog that is idle
+            return time.monotonic()  # a thread of an earlier test: an idle watchdog
         reader = next(frame for frame in reversed(traceback.extract_stack()) if frame.filename not in CLOCK_FILES)
         self._world.violate(f"{reader.filename}:{reader.lineno} reads the clock of this machine")
         return self._world.loop.time()
@@ -613,11 +616,11 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         "ws.session.CATCH_UP_MAX_CANDLES": scenario.catch_up_max_candles,
         "market_data.read_services.CATCH_UP_MAX_CANDLES": scenario.catch_up_max_candles,
         "ingest.audit.AUDIT_CANDLES": scenario.audit_candles,
-        # What was tried in vain again and again is tried once more before the calm is over.
-        # (More often, and a connection would never be there long enough to bring anything.)
+        # Fruitless needs are requested once more before the calm is over. (More often, and a connection would never
+        # live long enough to deliver anything.)
         "ingest.liveness.RESUBSCRIBE": replace(liveness.RESUBSCRIBE, most_s=1.5 * HEALTHY_S),
         "ingest.followed.FRUITLESS": replace(followed.FRUITLESS, most_s=MOST_WAIT_S),
-        # Few candles have many checkpoints, and indicators begin anew often.
+        # Few candles have many checkpoints, and indicators are anchored often.
         "pipelines.factor_states.CHECKPOINT_CANDLES": 8,
         "pipelines.factor_states.KEPT_CHECKPOINTS": 3,
         "pipelines.ledger_step.RETRY": replace(ledger_step.RETRY, most_s=MOST_WAIT_S),
@@ -625,7 +628,7 @@ def _limits(scenario: Scenario) -> dict[str, object]:
         "factor.indicator.CHUNK_PERIODS": 4,
     }
     if scenario.speed == 1.0:
-        # A stream of a real exchange brings something every second, these a few times a minute.
+        # A stream of a real exchange sends something every second, these a few times a minute.
         limits["ingest.market_watch.CLOCK_AGE_S"] = 15.0
     if scenario.faults.lifetime:
         lifetime_s = scenario.faults.lifetime * MINUTE_S
@@ -638,7 +641,7 @@ def _limits(scenario: Scenario) -> dict[str, object]:
 
 
 def _plugins(trouble: Trouble) -> dict[str, object]:
-    """The factors and overlays that the service finds. How long they take is a matter of this machine."""
+    """The factors and overlays that the service finds. Their duration depends on this machine."""
     return {
         "market.parts_writing.load_factors": factors_with(trouble),
         "market.parts_writing.load_overlays": overlays_with(trouble),
@@ -661,4 +664,4 @@ def run_scenario(scenario: Scenario, *, echo: bool = False) -> Outcome:
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        print(run_seed(int(argument), echo=True))  # a program
+        print(run_seed(int(argument), echo=True))  # run as a program

@@ -1,4 +1,4 @@
-"""Candles of tests."""
+"""Candles for tests."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ from klinesync.core.candle import Candle
 from klinesync.sim.tape import Row
 
 Flow = tuple[float | None, int | None, float | None, float | None]
-# Order flow that a source tells wholly, in part, or not at all.
+# Order flow of a source that has all values, some of them, or none.
 FLOWS: tuple[Flow, ...] = ((None,) * 4, (None,) * 4, (8.0, 3, 1.0, 4.0), (8.0, None, 1.0, None), (9.0, 3, None, 5.0))
 
 
@@ -17,7 +17,7 @@ def ohlcv(time: int, values: Iterable[float]) -> Candle:
 
 
 def stored_over(was: Candle | None, now: Candle) -> Candle:
-    """What is stored when `now` is written where `was` is: a source that lacks order flow contradicts none."""
+    """The stored candle after `now` is written over `was`: missing order flow contradicts no value."""
     if was is None or was[:6] != now[:6]:
         return now
     return now._replace(**{name: getattr(was, name) for name in now._fields if getattr(now, name) is None})

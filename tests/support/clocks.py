@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class ManualClock:
-    """`now_s`: both clocks, as the test has set them; `wall_from_s`: how far the wall clock is ahead."""
+    """`now_s`: the time of both clocks, set by the test; `wall_from_s`: how far the wall clock is ahead."""
 
     now_s: float = 0.0
     wall_from_s: float = 0.0

@@ -1,4 +1,4 @@
-"""Exceptions that nobody expected, thrown into tasks where they wait."""
+"""Unexpected exceptions, raised in tasks at the point where they wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Unexpected(Exception):
 
 
 def throw_into(task: asyncio.Task[None]) -> bool:
-    """Raise `Unexpected` where the task waits; False when it does not wait for something that can raise."""
+    """Raise `Unexpected` where the task waits; False when the task waits for nothing that can raise."""
     waits_for = getattr(task, "_fut_waiter", None)
     if waits_for is None or waits_for.done() or isinstance(waits_for, asyncio.Task):
         return False

@@ -1,4 +1,4 @@
-"""Derived candles, computed at once from all base candles: what the step by step computation is compared with."""
+"""Derived candles, computed at once from all base candles: the reference for the incremental computation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from klinesync.core.timeframe import Timeframe
 
 
 class Bucket(NamedTuple):
-    """What is known of one derived candle.
+    """The expected state of one derived candle.
 
     `missing` counts the base candles that are neither stored nor confirmed empty: 0 means complete. `candle` is the
-    closed derived candle; None while the bucket is incomplete, and for ever when it is wholly empty.
+    closed derived candle; None while the bucket is incomplete, and always None when the bucket is wholly empty.
     """
 
     time: int
@@ -24,9 +24,9 @@ class Bucket(NamedTuple):
 
 
 def roll_up(candles: Sequence[Candle], base: Timeframe, targets: Sequence[Timeframe]) -> dict[Timeframe, list[Candle]]:
-    """Ascending base candles, folded in memory into each of `targets`: one pass a link, however many targets share it.
+    """Ascending base candles, folded in memory into each of `targets`: one pass per timeframe, shared by all targets.
 
-    The result knows nothing of completeness: every bucket with a candle in it is there. Raises `Rejected`.
+    The result ignores completeness: it has every bucket with a candle. Raises `Rejected`.
     """
     rolled: dict[Timeframe, Sequence[Candle]] = {base: candles}
     folded: dict[Timeframe, list[Candle]] = {}

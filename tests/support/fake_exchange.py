@@ -1,4 +1,4 @@
-"""Exchanges that a test makes, through the registry as any other."""
+"""Exchanges made by a test, behind the registry like any other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from klinesync.runtime.exchange_clock import ExchangeClock
 
 
 class FakeExchange(Exchange):
-    """An exchange that answers nothing: a test's own answers what the test asks."""
+    """An exchange that answers nothing: a test overrides the methods that it needs."""
 
     name = "binance"
 
@@ -47,7 +47,7 @@ class FakeExchange(Exchange):
 
 
 class Given:
-    """An entry of the registry that has one exchange, which is there already."""
+    """An entry of the registry with one existing exchange."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.names = frozenset({exchange.name})
@@ -60,11 +60,11 @@ class Given:
         return self._exchange
 
     async def close(self) -> None:
-        """Nothing is shared."""
+        """Nothing shared to close."""
 
 
 def context(clock: Clock = SYSTEM_CLOCK) -> ExchangeContext:
-    """What exchanges are made with."""
+    """The arguments with which exchanges are made."""
     return ExchangeContext(clock, random.Random(1), final_margin_s=2.0)
 
 

@@ -30,13 +30,13 @@ HEADER = (
 
 
 def minute(time: int) -> Candle:
-    """A candle with digits that no rounding survives."""
+    """A candle with digits that any rounding would change."""
     price = 100.0 + time // 60 * 7919 % 101 / 7
     return Candle(time, price, price + 1 / 3, price - 0.7, price + 0.1, 0.1 * (time // 60 % 13))
 
 
 def traded(candle: Candle) -> Candle:
-    """The candle with order flow, which has digits that no rounding survives."""
+    """The candle with order flow, which has digits that any rounding would change."""
     volume, price = candle.volume, candle.close
     return candle._replace(
         quote_volume=volume * price,
@@ -53,7 +53,7 @@ def minutes(start: int, count: int) -> list[Candle]:
 def write_archive(
     path: Path, candles: Sequence[Candle], *, unit: int = 1000, header: bool = False, checksum: bool = True
 ) -> Path:
-    """A zip as the exchange's archive has it, with its checksum beside it. Values that a candle lacks are empty."""
+    """A zip in the layout of the exchange's archive, with its checksum beside it. Missing values are empty cells."""
     rows = "".join(
         ",".join(
             (
@@ -76,7 +76,7 @@ def write_archive(
 
 
 def write_freqtrade(path: Path, candles: Sequence[Candle], unit: str = "ms") -> Path:
-    """A freqtrade file; its format is that of the name."""
+    """A freqtrade file, in the format of its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".json", ".gz"):
         text = json.dumps([[candle.time * 1000, *candle.ohlcv[1:]] for candle in candles]).encode()
@@ -95,7 +95,7 @@ def write_freqtrade(path: Path, candles: Sequence[Candle], unit: str = "ms") -> 
 
 
 async def all_of(files: HistoryFiles, series: SeriesId, span: Span = EVER) -> list[Candle]:
-    """What files bring of a span, in order and each once."""
+    """The rows of a span that files have, in order and each once."""
     found: list[Candle] = []
     async with aclosing(files.pages(series, span)) as pages:
         async for page in pages:
@@ -119,7 +119,7 @@ LISTED = {
 
 
 async def keep_listings(store: Path, listings: Mapping[str, Sequence[Listing]] = LISTED) -> None:
-    """Make a store that has seen the exchange's lists of symbols."""
+    """Make a store with the exchange's lists of symbols."""
     async with SqliteDatabase(store, "test") as database:
         for market, listed in listings.items():
             await StoredListings(database, "binance").keep(market, listed)

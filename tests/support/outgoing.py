@@ -1,5 +1,4 @@
-"""What stands between the service and others, for tests: a proxy of our own, TLS in front of a plain server, and a
-server that points elsewhere."""
+"""Network intermediaries for tests: a proxy of our own, TLS in front of a plain server, and a server that redirects."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     except (ConnectionError, ssl.SSLError):
-        pass  # the other side is gone
+        pass  # the peer is gone
     finally:
         writer.close()
 
@@ -32,8 +31,8 @@ async def _join(
 
 
 class ForwardProxy:
-    """An HTTP proxy. Names that end with `.test` are this machine; every request goes to the port in `ports` of its
-    scheme (`http`, `https`). `asked`: the request lines; `logins`: the `Proxy-Authorization` headers."""
+    """An HTTP proxy. Names that end with `.test` resolve to this machine; every request goes to the port in `ports` for
+    its scheme (`http`, `https`). `asked`: the request lines; `logins`: the `Proxy-Authorization` headers."""
 
     def __init__(self, ports: dict[str, int]) -> None:
         self.ports = ports
@@ -48,7 +47,7 @@ class ForwardProxy:
             writer.close()
             return
         line, *headers = head.removesuffix("\r\n\r\n").split("\r\n")
-        named = {name.lower(): value.strip() for name, _, value in (one.partition(":") for one in headers)}
+        named = {name.lower(): value.strip() for name, _, value in (header.partition(":") for header in headers)}
         self.asked.append(line)
         self.logins.append(named.get("proxy-authorization"))
         method, target, version = line.split(" ")
@@ -93,8 +92,8 @@ async def _listening(serve: object, context: ssl.SSLContext | None = None) -> As
 
 @asynccontextmanager
 async def tls_front(port: int, folder: Path) -> AsyncIterator[tuple[int, Path]]:
-    """TLS in front of the plain server on `port`, for any name below `.test`: its port, and the certificate that its
-    clients must trust."""
+    """TLS in front of the plain server on `port`, for any name below `.test`: returns its port, and the certificate
+    that clients must trust."""
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     subprocess.run(
         [
@@ -115,7 +114,7 @@ async def tls_front(port: int, folder: Path) -> AsyncIterator[tuple[int, Path]]:
 
 
 class Signpost:
-    """Answers everything with a redirect to a path of its own, which it counts."""
+    """Redirects every request to a path of its own, and counts the requests of that path."""
 
     def __init__(self, status: int = 302) -> None:
         self.status = status

@@ -1,10 +1,11 @@
-"""Commands as processes that begin with all modules loaded: forks of a process that has loaded them once.
+"""Commands as processes that start with all modules loaded: forks of a process that has loaded the modules once.
 
-A command takes a second or two to load its modules, longer than what most tests want of it. A fork is a process like
-any other: its own memory, signals, standard streams and exit status. What happens while modules load is tested with
-processes that load them.
+A command takes a second or two to load its modules, longer than most of its work in a test. A fork is a process like
+any other: its own memory, signals, standard streams and exit status. Behaviour during loading is tested with new
+interpreters.
 
-Each command has a minder, its parent: the fork that forks it, tells its pid, waits for its end and tells its status.
+Each command has a minder, its parent: a fork that forks the command, reports its pid, waits for its end and reports its
+status.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ MODULES = (
 NUMBER = struct.Struct("!i")
 MAX_REQUEST_BYTES = 1 << 20
 STREAMS = 3
-# Signals that a process ignores where the one that starts it does.
+# Signals that a new process ignores when its parent ignores them.
 INHERITED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -89,7 +90,7 @@ class Preloaded:
         self.send_signal(signal.SIGKILL)
 
     async def end(self) -> None:
-        """Kill the command where it still runs, and give back what belongs to it here."""
+        """Kill the command if it still runs, and release its resources here."""
         self.kill()
         await self.wait()
         self._pipe.close()
@@ -99,8 +100,8 @@ class Preloaded:
 async def start(arguments: Sequence[str], environment: Mapping[str, str], errors: int) -> Preloaded:
     """Start a command in the working directory of this process; its standard output is a pipe.
 
-    arguments: those behind `klinesync`.
-    environment: all its variables.
+    arguments: the arguments after `klinesync`.
+    environment: all environment variables.
     errors: descriptor of its standard error.
     """
     loop = asyncio.get_running_loop()
@@ -143,7 +144,7 @@ def _number(status: socket.socket) -> int:
 def _fork(
     arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, stdout: int, errors: int
 ) -> socket.socket:
-    """Have a command forked. What is sent on the socket: its pid, and its status when it has ended."""
+    """Fork a command. The socket carries its pid, then its status when it has ended."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ignored = [number for number in INHERITED if signal.getsignal(number) is signal.SIG_IGN]
     request = json.dumps([list(arguments), dict(environment), str(cwd), ignored]).encode()
@@ -154,7 +155,7 @@ def _fork(
 
 @cache
 def _forker(_pid: int) -> socket.socket:
-    """The way to the process that has loaded the modules, one for each process of the tests, with which it ends."""
+    """The connection to the process that has loaded the modules; one per test process, and ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         forker = subprocess.Popen(
@@ -173,8 +174,8 @@ def _forker(_pid: int) -> socket.socket:
 
 
 def fork_commands(number: int) -> None:
-    """Load the modules, then fork a command for each request on the socket `number`. Ends as the command in each fork
-    of its own, else when the other end is closed."""
+    """Load the modules, then fork a command for each request on the socket `number`. Each fork ends as its command; the
+    process itself ends when the other end of the socket is closed."""
     for name in MODULES:
         importlib.import_module(name)
     gc.collect()
@@ -208,14 +209,14 @@ def fork_commands(number: int) -> None:
 
 
 def _forget_ended() -> None:
-    """Wait for the minders that have ended, so that their time is counted as time of the tests."""
+    """Wait for the minders that have ended, so that their CPU time counts as that of the tests."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 def _mind(number: int) -> None:
-    """Fork the command, and return in it alone."""
+    """Fork the command; returns only in the fork."""
     pid = os.fork()
     if pid == 0:
         os.close(number)

@@ -28,7 +28,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def klinesync(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
-    """A command that ends by itself: exit status, stdout, stderr."""
+    """Run a command that ends by itself: exit status, stdout, stderr."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         status = preloaded.run(arguments, environment(**(env or {})), cwd or Path.cwd(), out, errors, 60)
         out.seek(0)
@@ -37,8 +37,8 @@ def klinesync(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path |
 
 
 def in_process(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-    """A command that ends by itself, run by this process in its working directory, which takes a tenth of the time:
-    exit status, stdout, stderr."""
+    """Run a command that ends by itself in this process and its working directory, ten times as fast: exit status,
+    stdout, stderr."""
     out, errors = io.StringIO(), io.StringIO()
     with (
         patch.dict(os.environ, environment(**(env or {})), clear=True),
@@ -50,14 +50,14 @@ def in_process(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[i
 
 
 class Running:
-    """A command that runs until it is told to stop, and the addresses that it printed."""
+    """A command that runs until it is stopped, and the addresses that it printed."""
 
     def __init__(self, process: Preloaded | asyncio.subprocess.Process) -> None:
         self.process = process
         self.printed = ""
 
     async def address(self, after: str) -> str:
-        """The first http address in the line that has `after` in it."""
+        """The first http address in the line that contains `after`."""
         assert self.process.stdout is not None
         while True:
             line = (await asyncio.wait_for(self.process.stdout.readline(), 30)).decode()
@@ -80,7 +80,7 @@ async def running(*arguments: str, log: Path, env: Mapping[str, str] | None = No
 
 @asynccontextmanager
 async def running_anew(*arguments: str, log: Path, env: Mapping[str, str]) -> AsyncIterator[Running]:
-    """As `running`, in a new interpreter: for an `env` that modules read when they are loaded (`SSL_CERT_FILE`)."""
+    """As `running`, in a new interpreter: for an `env` that modules read at import (`SSL_CERT_FILE`)."""
     with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

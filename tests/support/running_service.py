@@ -43,7 +43,7 @@ class Service:
 
 
 def retrying(initial_s: float, most_s: float = 300.0) -> Surroundings:
-    """Surroundings in which history that could not be read is requested again after `initial_s`, doubled each time."""
+    """Surroundings in which a failed request of history is retried after `initial_s`, doubled each time."""
     return Surroundings(retries=RetryPolicy(Backoff(initial_s, most_s)))
 
 
@@ -56,8 +56,9 @@ async def running_service(
     /,
     **flags: str,
 ) -> AsyncIterator[Service]:
-    """A service on `store`, following `exchange`; without one nothing is followed and the exchange cannot be asked.
-    `other`: an entry of the registry beside those of the flags. `around`: its clock, jitter and retries."""
+    """A service on `store`, following `exchange`; without an exchange nothing is followed, and the exchange is
+    unreachable. `other`: an entry of the registry in addition to those of the flags. `around`: its clock, jitter and
+    retries."""
     nowhere = "127.0.0.1:9"
     rest_url = f"http://{nowhere}" if exchange is None else exchange.http_url
     ws_url = f"ws://{nowhere}" if exchange is None else exchange.ws_url

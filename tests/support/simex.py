@@ -1,4 +1,4 @@
-"""An exchange object as ccxt's, whose exchange is the simulated one."""
+"""An exchange object like ccxt's, backed by the simulated exchange."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from klinesync.exchanges.ccxt.rows import Row
 
 
 class Pointed:
-    """An exchange object as ccxt's, whose exchange is the simulated one. It polls: it has no `watch_ohlcv`."""
+    """An exchange object like ccxt's, backed by the simulated exchange. It is polled: it has no `watch_ohlcv`."""
 
     rate_limit_ms = 5.0
 
@@ -22,7 +22,7 @@ class Pointed:
         self.last_response_headers: Mapping[str, str] | None = None
         self.url = url
         self.closed = False
-        self.listed: Callable[[list[str]], list[str]] = list  # what is sent of the list of base assets
+        self.listed: Callable[[list[str]], list[str]] = list  # the part of the list of base assets that is sent
         self.lists = 0
 
     async def _get(self, path: str, **params: object) -> object:

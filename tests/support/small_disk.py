@@ -1,4 +1,4 @@
-"""A disk that runs full: a VFS of SQLite on which files grow as long as there is room."""
+"""A disk that becomes full: a VFS of SQLite on which files grow until the room is used up."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _NAME = "small-disk"
 
 
 class SmallDisk(apsw.VFS):
-    """SQLite's own VFS; what makes a file longer takes of `room_bytes`, and is refused as the system does it (ENOSPC)
-    when there is not enough. `refused` counts that."""
+    """SQLite's own VFS, except that writes beyond the end of a file use up `room_bytes`, and are refused as the system
+    does (ENOSPC) when the room is too small. `refused` counts the refusals."""
 
     def __init__(self, room_bytes: int = 1 << 40) -> None:
         self.real = apsw.vfs_names()[0]  # the first one is the default
@@ -47,7 +47,7 @@ class _File(apsw.VFSFile):
 
 @contextmanager
 def small_disk() -> Iterator[SmallDisk]:
-    """The VFS that every store of this process is opened with meanwhile."""
+    """The VFS with which this process opens every store during the block."""
     disk = SmallDisk()
     try:
         yield disk

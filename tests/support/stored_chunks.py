@@ -1,4 +1,4 @@
-"""Chunks as they lie in a SQLite store."""
+"""Chunks as stored in SQLite."""
 
 import apsw
 

@@ -1,6 +1,7 @@
-"""What the structure factors are to say, computed from their definitions over the whole history: slow and plain.
+"""The expected results of the structure factors, computed from their definitions over the whole history: slow and
+simple.
 
-Each function is given all candles up to the one asked about, and knows nothing of states.
+Each function gets all candles up to the queried candle, and keeps no state.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def walk(seed: int, count: int, *, step: int = 2, wick: int = 2, holes: bool = T
         still = dice.random() < 0.2
         close = price if still else price + drift + dice.randint(-step, step)
         up, down = (0, 0) if still else (dice.randint(0, wick), dice.randint(0, wick))
-        if dice.random() < 0.03:  # one that stands out on both sides
+        if dice.random() < 0.03:  # a candle that is an extreme on both sides
             up, down = up + 4 * wick, down + 4 * wick
         high, low = max(price, close) + up, min(price, close) - down
         candles.append(Candle(time, float(price), float(high), float(low), float(close), 1.0))
@@ -43,7 +44,7 @@ def walk(seed: int, count: int, *, step: int = 2, wick: int = 2, holes: bool = T
 
 @st.composite
 def small_markets(draw: st.DrawFn) -> list[Candle]:
-    """Few candles, drawn one by one, so that a failure shrinks."""
+    """Few candles, drawn one by one, so that failures shrink."""
     moves = st.tuples(st.integers(-3, 3), st.integers(0, 2), st.integers(0, 2), st.sampled_from([60, 60, 60, 180]))
     candles = []
     time, price = 0, 0
@@ -61,7 +62,7 @@ windows = st.integers(1, 4).flatmap(lambda major: st.tuples(st.just(major), st.i
 
 
 def structure_graph(major: int, minor: int) -> FactorGraph:
-    """The four of them."""
+    """The four factors."""
     return FactorGraph(structure(FactorSettings(major, minor)))
 
 
@@ -79,7 +80,7 @@ def told(graph: FactorGraph, candles: Sequence[Candle]) -> list[tuple[dict[str, 
 
 
 def majors(candles: Sequence[Candle], window: int) -> list[Row]:
-    """In the order of visible_time; on one candle resistance first."""
+    """The pivots in the order of visible_time; resistance first on one candle."""
     rows: list[Row] = []
     for i in range(window, len(candles) - window):
         left, middle, right = candles[i - window : i], candles[i], candles[i + 1 : i + window + 1]
@@ -91,7 +92,7 @@ def majors(candles: Sequence[Candle], window: int) -> list[Row]:
 
 
 def minors(candles: Sequence[Candle], major_window: int, window: int) -> list[Row]:
-    """Those of the head after the last candle."""
+    """The pivots of the head after the last candle."""
     pivots = majors(candles, major_window)
     last_major = pivots[-1]["pivot_time"] if pivots else 0
     rows: list[Row] = []
@@ -188,7 +189,7 @@ def pen_row(line: Line, visible_time: Json) -> Row:
 
 
 def zones(pens: Sequence[Row]) -> tuple[list[Row], list[Row], list[tuple[Json, Row]]]:
-    """The dead ones, the living one (none or one), and of each that formed the time and its entering pen."""
+    """The dead zones, the living zone (none or one), and for each formed zone its time and its entering pen."""
     dead: list[Row] = []
     formed: list[tuple[Json, Row]] = []
     search_from = 0
@@ -226,10 +227,10 @@ def _overlap(pens: Sequence[Row]) -> bool:
 
 
 def _ends(pen: Row) -> tuple[float, float]:
-    one, other = pen["start_price"], pen["end_price"]
-    assert isinstance(one, float)
-    assert isinstance(other, float)
-    return one, other
+    start, end = pen["start_price"], pen["end_price"]
+    assert isinstance(start, float)
+    assert isinstance(end, float)
+    return start, end
 
 
 def _high(pen: Row) -> float:
@@ -241,7 +242,7 @@ def _low(pen: Row) -> float:
 
 
 def length(pen: Row) -> float:
-    """In price."""
+    """The zone's edges, in price."""
     return _high(pen) - _low(pen)
 
 
@@ -268,7 +269,7 @@ def switches(candles: Sequence[Candle], window: int) -> tuple[list[Row], Row | N
             anchor = [anchor, *(one for one in (*entries, *evidence) if one[1]["start_time"] == _start(anchor))][-1]
         others = [one for one in evidence if _start(one) != _start(anchor)]
         strong = [one for one in others if anchor is None or length(one[1]) > length(anchor[1])]
-        entries = [one for one in entries if _start(one) != _start(anchor)]
+        entries = [entry for entry in entries if _start(entry) != _start(anchor)]
         if strong:
             longest = max(length(one[1]) for one in strong)
             new, reason = next(one for one in strong if length(one[1]) == longest), "strong_pen"

@@ -1,4 +1,4 @@
-"""How far tests look: as far as is worth a developer's waiting or, with `make test-long`, as before a release."""
+"""The number of examples of property tests: small for a developer's run, larger before a release (`make test-long`)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 
 # Set by `make test-long`.
 LONG = bool(os.environ.get("KLINESYNC_TEST_LONG"))
-# So many times as many examples a property are drawn then.
+# Factor of the number of examples in that run.
 TIMES_AS_MANY = 20
-# Of a property that names no number.
+# For properties without a number of their own.
 EXAMPLES = 40
 
 
 def examples(usual: int) -> int:
-    """How many examples of a property are drawn, where the usual run draws `usual`."""
+    """The number of examples for a property whose usual number is `usual`."""
     return usual * TIMES_AS_MANY if LONG else usual

@@ -1,4 +1,4 @@
-"""A service that follows the simulated exchange over real sockets, held against what the exchange knows to be true."""
+"""A service that follows the simulated exchange over real sockets, compared with the exchange's true candles."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimServer
 from support.running_service import Service
 
-# Nothing here takes longer on a loaded machine.
+# Longest wait, in seconds, also on a loaded machine.
 PATIENCE_S = 60.0
 
 
 def plain(series: SeriesId) -> str:
-    """How exchanges here write a pair: `BTC/USDT` is `BTCUSDT`."""
+    """The simulated exchange's pair names: `BTC/USDT` is `BTCUSDT`."""
     return series.symbol.replace("/", "")
 
 
 async def plain_id(series: SeriesId) -> str | None:
-    """The same, for who asks a list of symbols."""
+    """The same, as an object that answers for any list of symbols."""
     return plain(series)
 
 
@@ -39,7 +39,7 @@ async def stored(service: Service, series: SeriesId, since: int = 0) -> list[Can
 
 
 def truth(exchange: SimServer, series: SeriesId, times: Iterable[int]) -> list[Candle]:
-    """What the exchange traded in those minutes."""
+    """The traded candles of the exchange in those minutes."""
     name = series.symbol.replace("/", "")
     listings = exchange.exchange.spot if series.market == "spot" else exchange.exchange.futures
     rows = (listings[name].minute(time) for time in times)
@@ -57,14 +57,14 @@ async def until(holds: Callable[[], bool], what: str, patience_s: float = PATIEN
 
 
 async def passed(exchange: SimServer, seconds: float) -> None:
-    """Wait until so many of the exchange's seconds have passed."""
+    """Wait for that many seconds of the exchange."""
     end_ms = exchange.now_ms() + seconds * 1000
     await until(lambda: exchange.now_ms() >= end_ms, f"{seconds:g} s of the exchange")
 
 
 async def complete(service: Service, exchange: SimServer, *followed: SeriesId) -> dict[SeriesId, list[Candle]]:
-    """Wait until everything that is closed by now is stored as the exchange has it, with no hole: the stored candles,
-    from the first to the newest that is closed by now."""
+    """Wait until every closed candle is stored as the exchange has it, without a hole; returns the stored candles, from
+    the first one to the newest closed by now."""
     newest = exchange.now_ms() // 60_000 * 60 - 60
     whole: dict[SeriesId, list[Candle]] = {}
     try:

@@ -20,7 +20,7 @@ Submit = Callable[[SeriesId, Sequence[Candle], str, Empty], Awaitable[Applied]]
 
 
 async def audited_over(history: ReadHistory, stored: Span | None, submit: Submit) -> Audit:
-    """One audit of a series, after it was done."""
+    """The result of one audit of a series."""
 
     async def stored_span(_: SeriesId) -> Span | None:
         return stored

@@ -1,4 +1,4 @@
-"""Frames of the exchange: the recorded ones are understood, bad ones are quarantined with the reason."""
+"""Frames of the exchange: recorded ones are decoded, bad ones are quarantined with the reason."""
 
 import json
 from pathlib import Path

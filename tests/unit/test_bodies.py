@@ -62,7 +62,7 @@ def test_in_a_full_budget_the_slowest_body_and_new_ones_are_refused() -> None:
     assert budget.begin(200, 9.5) == BUSY
     assert slow.ended == BUSY
     assert budget.size == 400
-    assert budget.take(slow, 1, 9.6) == BUSY  # its reader is told
+    assert budget.take(slow, 1, 9.6) == BUSY  # its reader is notified
     assert quick.ended is None
     again = begun(budget, 10.0, declared=200)
     assert budget.take(again, 200, 10.0) is None

@@ -123,12 +123,12 @@ def test_a_part_that_is_freed_without_an_event_loop_is_not_restarted() -> None:
     async def ends_badly() -> None:
         nonlocal runs
         runs += 1
-        if runs == 3:  # again and again, though nothing could ever end it
+        if runs == 3:  # again and again, although no wait could end the task
             raise KeyboardInterrupt
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            await asyncio.sleep(0)  # there is no loop: raises in place of the end
+            await asyncio.sleep(0)  # there is no loop: raises instead of ending
 
     async def begin() -> None:
         carried.send(None)

@@ -1,4 +1,4 @@
-"""Which refusals are repeated, after how long, and how often."""
+"""Which refusals are retried, after what delay, and how often."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a candle must be to get in."""
+"""The validation of a candle."""
 
 from math import inf, nan
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_order_flow_is_not_kept_beside_what_it_contradicts(
 
 
 async def test_a_forming_candle_cannot_be_written(tmp_path: Path) -> None:
-    """mypy refuses it, too: it reports an ignore that is not needed."""
+    """mypy refuses the line as well: otherwise it would report an unused ignore."""
     series = SeriesId.parse("binance:spot:BTC/USDT:1m")
     forming = Forming(series, SOUND)
     async with SqliteDatabase(tmp_path / "store.sqlite") as database:

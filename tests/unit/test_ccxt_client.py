@@ -1,4 +1,4 @@
-"""CcxtClient over an exchange object of our own making: its errors, its turns, its end. No ccxt is needed."""
+"""CcxtClient over an exchange object of our own: its errors, its turns, its end. No ccxt is needed."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ WAIT_S = 30.0
 
 
 class BaseError(Exception):
-    """As ccxt's."""
+    """Like ccxt's."""
 
 
 class RateLimitExceeded(BaseError):
-    """As ccxt's."""
+    """Like ccxt's."""
 
 
 class Fake:
-    """An exchange object as ccxt's: `answer` is what it does when it is asked for rows."""
+    """An exchange object like ccxt's: `answer` is called for rows."""
 
     def __init__(self, answer: Callable[[], Awaitable[Sequence[Row]]]) -> None:
         self.has: Mapping[str, object] = {"fetchOHLCV": True, "fetchTime": True, "watchOHLCV": None}
@@ -87,13 +87,13 @@ class Fake:
 
 
 def answering(*answers: Sequence[Row] | Exception) -> Callable[[], Awaitable[Sequence[Row]]]:
-    left = list(answers)
+    remaining = list(answers)
 
     async def answer() -> Sequence[Row]:
-        one = left.pop(0) if len(left) > 1 else left[0]
-        if isinstance(one, Exception):
-            raise one
-        return one
+        value = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+        if isinstance(value, Exception):
+            raise value
+        return value
 
     return answer
 
@@ -111,18 +111,18 @@ class Clock:
 @asynccontextmanager
 async def client(exchange: Ccxt, monotonic: Callable[[], float] = Clock()) -> AsyncIterator[CcxtClient]:  # noqa: B008
     thread = CcxtThread()
-    one = CcxtClient("fake", thread, monotonic=monotonic, make=lambda _: exchange)
+    ccxt = CcxtClient("fake", thread, monotonic=monotonic, make=lambda _: exchange)
     try:
-        yield one
+        yield ccxt
     finally:
-        await one.close()
+        await ccxt.close()
         await thread.stop()
 
 
 async def test_rows_are_asked_by_ccxts_name_on_another_thread() -> None:
     exchange = Fake(answering([(60_000, 1.0, 1.0, 1.0, 1.0, 1.0)]))
-    async with client(exchange) as one:
-        answer = await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+    async with client(exchange) as ccxt:
+        answer = await ccxt.rows(SERIES, 60, 10, Errand(Urgency.READ))
         assert answer.rows == [(60_000, 1.0, 1.0, 1.0, 1.0, 1.0)]
     assert exchange.asked == ["BTC/USDT:USDT"]
     assert exchange.thread not in (None, threading.get_ident())
@@ -139,9 +139,9 @@ async def test_rows_are_asked_by_ccxts_name_on_another_thread() -> None:
     ],
 )
 async def test_whatever_ccxt_raises_is_an_upstream_error(raised: Exception, said: str) -> None:
-    async with client(Fake(answering(raised))) as one:
+    async with client(Fake(answering(raised))) as ccxt:
         with pytest.raises(UpstreamError, match=said):
-            await one.rows(SERIES, 60, 10, Errand(Urgency.DEEP))
+            await ccxt.rows(SERIES, 60, 10, Errand(Urgency.DEEP))
 
 
 @pytest.mark.parametrize(
@@ -151,53 +151,53 @@ async def test_whatever_ccxt_raises_is_an_upstream_error(raised: Exception, said
 async def test_an_answer_that_has_no_rows_where_there_are_some_is_an_upstream_error(
     answer: Sequence[Row], not_empty: bool, said: str
 ) -> None:
-    async with client(Fake(answering(answer))) as one:
+    async with client(Fake(answering(answer))) as ccxt:
         with pytest.raises(UpstreamError, match=said):
-            await one.rows(SERIES, 60, 10, Errand(Urgency.READ), not_empty=not_empty)
+            await ccxt.rows(SERIES, 60, 10, Errand(Urgency.READ), not_empty=not_empty)
 
 
 async def test_an_answer_without_rows_may_be_true() -> None:
-    async with client(Fake(answering([]))) as one:
-        assert (await one.rows(SERIES, 60, 10, Errand(Urgency.READ))).rows == []
+    async with client(Fake(answering([]))) as ccxt:
+        assert (await ccxt.rows(SERIES, 60, 10, Errand(Urgency.READ))).rows == []
 
 
 async def test_requests_that_are_held_back_say_for_what() -> None:
-    async with client(Fake(answering(BaseError("down")))) as one:
+    async with client(Fake(answering(BaseError("down")))) as ccxt:
         for _ in range(2):
             with pytest.raises(UpstreamError, match="down"):
-                await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+                await ccxt.rows(SERIES, 60, 10, Errand(Urgency.READ))
         with pytest.raises(UpstreamError, match=r"fake is in trouble and is asked again in 1 s: .*BaseError down"):
-            await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+            await ccxt.rows(SERIES, 60, 10, Errand(Urgency.READ))
 
 
 async def test_a_connection_that_ccxt_cancels_is_an_upstream_error_and_cancels_nobody() -> None:
-    async with client(Fake(answering([]))) as one:
+    async with client(Fake(answering([]))) as ccxt:
         with pytest.raises(UpstreamError, match="the connection was ended"):
-            await one.watch(SERIES)
+            await ccxt.watch(SERIES)
 
 
 async def test_an_answer_without_a_time_is_an_upstream_error() -> None:
-    async with client(Fake(answering([]))) as one:
+    async with client(Fake(answering([]))) as ccxt:
         with pytest.raises(UpstreamError, match="has no time"):
-            await one.now_ms(Errand(Urgency.READ))
+            await ccxt.now_ms(Errand(Urgency.READ))
 
 
 async def test_after_too_many_requests_users_are_told_and_the_others_wait() -> None:
     clock = Clock()
     exchange = Fake(answering(RateLimitExceeded("too many"), []))
     exchange.last_response_headers = {"Retry-After": "0.05"}
-    async with client(exchange, clock) as one:
+    async with client(exchange, clock) as ccxt:
         with pytest.raises(UpstreamError) as caught:
-            await one.rows(SERIES, 60, 10, Errand(Urgency.REPAIR))
+            await ccxt.rows(SERIES, 60, 10, Errand(Urgency.REPAIR))
         assert caught.value.status == 429
         assert caught.value.retry_after_s == pytest.approx(0.05)
         with pytest.raises(UpstreamError, match="left alone") as caught:
-            await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+            await ccxt.rows(SERIES, 60, 10, Errand(Urgency.READ))
         assert caught.value.retry_after_s == pytest.approx(0.05)
         assert len(exchange.asked) == 1
-        waits = asyncio.create_task(one.rows(SERIES, 60, 10, Errand(Urgency.REPAIR)))
+        waits = asyncio.create_task(ccxt.rows(SERIES, 60, 10, Errand(Urgency.REPAIR)))
         async with asyncio.timeout(WAIT_S):
-            while not one.turns.waiting:
+            while not ccxt.turns.waiting:
                 await asyncio.sleep(0)
             assert len(exchange.asked) == 1
             clock.now_s += 1.0
@@ -206,8 +206,8 @@ async def test_after_too_many_requests_users_are_told_and_the_others_wait() -> N
 
 
 async def test_listings_have_our_names_and_only_pairs_and_swaps() -> None:
-    async with client(Fake(answering([]))) as one:
-        lists = await one.listings(Errand(Urgency.READ), again=False)
+    async with client(Fake(answering([]))) as ccxt:
+        lists = await ccxt.listings(Errand(Urgency.READ), again=False)
     spot, futures = lists["spot"], lists["futures"]
     assert list(spot) == ["BTC/USDT"]
     assert spot["BTC/USDT"].trading
@@ -234,8 +234,8 @@ async def test_a_listing_that_no_series_id_can_name_or_that_is_none_costs_itself
             listed["late"] = good | {"base": "ETH", "created": 10**400}
             return listed | {"good": good}  # type: ignore[return-value]
 
-    async with client(Odd(answering([]))) as one:
-        spot = (await one.listings(Errand(Urgency.READ), again=False))["spot"]
+    async with client(Odd(answering([]))) as ccxt:
+        spot = (await ccxt.listings(Errand(Urgency.READ), again=False))["spot"]
     assert list(spot) == ["ETH/USDT", "BTC/USDT"]
     assert spot["ETH/USDT"].onboard_s is None
 
@@ -246,9 +246,9 @@ async def test_a_time_of_more_than_64_bits_is_no_time(stamp_ms: int | None) -> N
         async def fetch_time(self) -> int | None:
             return stamp_ms
 
-    async with client(Late(answering([]))) as one:
+    async with client(Late(answering([]))) as ccxt:
         with pytest.raises(UpstreamError, match="has no time"):
-            await one.now_ms(Errand(Urgency.READ))
+            await ccxt.now_ms(Errand(Urgency.READ))
 
 
 async def test_odd_values_of_rows_and_tickers_cost_themselves_alone() -> None:
@@ -264,9 +264,9 @@ async def test_odd_values_of_rows_and_tickers_cost_themselves_alone() -> None:
             return {**odd, "BTC/USDT": good}  # type: ignore[dict-item]
 
     rows: list[object] = [(60_000, 1.0, 2.0, 0.5, 1.5, 10.0), None, 7, (), [10**400, "1", True, {}, 1.5, 2.0]]
-    async with client(Odd(answering(rows))) as one:  # type: ignore[arg-type]
-        answer = await one.rows(SERIES, 0, None, Errand(Urgency.READ))
-        tickers = await one.tickers({name: name for name in ["A", "B", "C", "D", "BTC/USDT"]}, Errand(Urgency.READ))
+    async with client(Odd(answering(rows))) as ccxt:  # type: ignore[arg-type]
+        answer = await ccxt.rows(SERIES, 0, None, Errand(Urgency.READ))
+        tickers = await ccxt.tickers({name: name for name in ["A", "B", "C", "D", "BTC/USDT"]}, Errand(Urgency.READ))
     assert answer.rows == [rows[0], (), (), (), (None, None, None, None, 1.5, 2.0)]
     assert [ticker.symbol_id for ticker in tickers] == ["BTC/USDT"]
 
@@ -276,14 +276,14 @@ async def test_an_answer_that_lists_nothing_is_no_list() -> None:
         async def load_markets(self, reload: bool = False) -> Mapping[str, Mapping[str, object]]:
             return {}
 
-    async with client(Empty(answering([]))) as one:
+    async with client(Empty(answering([]))) as ccxt:
         with pytest.raises(UpstreamError, match="lists nothing"):
-            await one.listings(Errand(Urgency.SWEEP), again=False)
+            await ccxt.listings(Errand(Urgency.SWEEP), again=False)
 
 
 async def test_ccxt_goes_on_with_what_it_knew_of_a_market_of_which_an_answer_is_no_whole_list() -> None:
     class Keeping(Fake):
-        """Keeps its markets as ccxt does."""
+        """Caches its markets as ccxt does."""
 
         markets: Mapping[str, Mapping[str, object]] | None = None
         told: Mapping[str, Mapping[str, object]] = {}
@@ -300,29 +300,29 @@ async def test_ccxt_goes_on_with_what_it_knew_of_a_market_of_which_an_answer_is_
         return None if listings else "lists nothing"
 
     exchange = Keeping(answering([]))
-    async with client(exchange) as one:
-        whole = await one.listings(Errand(Urgency.READ), again=False, judge=judge)
+    async with client(exchange) as ccxt:
+        whole = await ccxt.listings(Errand(Urgency.READ), again=False, judge=judge)
         before = dict(exchange.markets or {})
         exchange.told = {"ETH/USDT": {"id": "ETHUSDT", "base": "ETH", "quote": "USDT", "spot": True}}
-        lists = await one.listings(Errand(Urgency.READ), again=True, judge=judge)
+        lists = await ccxt.listings(Errand(Urgency.READ), again=True, judge=judge)
     assert (set(whole), set(lists), set(lists["spot"])) == ({"spot", "futures"}, {"spot"}, {"ETH/USDT"})
     assert exchange.markets is not None
     assert set(exchange.markets) == {"ETH/USDT", *(name for name in before if ":" in name)}
 
 
 async def test_tickers_without_numbers_are_left_out() -> None:
-    async with client(Fake(answering([]))) as one:
-        tickers = await one.tickers({"BTC/USDT": "BTCUSDT", "ETH/USDT": "ETHUSDT"}, Errand(Urgency.READ))
+    async with client(Fake(answering([]))) as ccxt:
+        tickers = await ccxt.tickers({"BTC/USDT": "BTCUSDT", "ETH/USDT": "ETHUSDT"}, Errand(Urgency.READ))
     assert [(ticker.symbol_id, ticker.price_change_percent) for ticker in tickers] == [("BTCUSDT", -3.5)]
 
 
 async def test_a_closed_client_asks_nothing_more() -> None:
     exchange = Fake(answering([]))
-    async with client(exchange) as one:
-        await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
-        await one.close()
+    async with client(exchange) as ccxt:
+        await ccxt.rows(SERIES, 60, 10, Errand(Urgency.READ))
+        await ccxt.close()
         with pytest.raises(UpstreamError, match="closed"):
-            await one.rows(SERIES, 60, 10, Errand(Urgency.READ))
+            await ccxt.rows(SERIES, 60, 10, Errand(Urgency.READ))
     assert len(exchange.asked) == 1
 
 
@@ -333,7 +333,7 @@ async def test_the_thread_ends_also_when_something_still_waits_on_it() -> None:
     await thread.stop()
     with pytest.raises(UpstreamError, match="being left"):
         await waits
-    assert "ccxt" not in {one.name for one in threading.enumerate()}
+    assert "ccxt" not in {ccxt.name for ccxt in threading.enumerate()}
 
 
 # --- which exchanges there are

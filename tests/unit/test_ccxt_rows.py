@@ -1,4 +1,4 @@
-"""What rows of a ccxt exchange tell: closedness, holes, where to read on, what is told live. Values in, values out."""
+"""The evaluation of rows of a ccxt exchange: closedness, holes, the next page, live updates. By values."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_row_without_a_whole_open_time_is_left_out(time_ms: float | None) -> N
     assert len(page.bad) == 1
 
 
-# --- where to read on
+# --- the start of the next page
 
 
 def test_the_next_page_begins_with_the_last_row_of_this_one() -> None:
@@ -162,7 +162,8 @@ def test_an_answer_with_nothing_new_whose_window_ends_before_now_is_not_the_end(
 
 
 class Exchange:
-    """The rows of an exchange that answers with what lies in `limit` candles behind `since`, or the next `limit`."""
+    """The rows of an exchange that answers with the rows within `limit` candles after `since`, or with the next `limit`
+    rows."""
 
     def __init__(self, minutes: set[int], now: int, limit: int, *, windowed: bool) -> None:
         self.minutes = sorted(minutes)
@@ -172,7 +173,7 @@ class Exchange:
 
     def rows(self, start: int) -> list[Row]:
         first = (start - T0) // 60
-        found = [one for one in self.minutes if one >= first]
+        found = [minute for minute in self.minutes if minute >= first]
         if self.windowed:
             found = [one for one in found if one < first + self.limit]
         return [row(one) for one in found[: self.limit]]
@@ -205,14 +206,14 @@ class Exchange:
 def test_paging_brings_every_final_candle_and_proves_no_hole_that_there_is_not(
     minutes: set[int], now: int, limit: int, start: int, end: int | None, windowed: bool
 ) -> None:
-    minutes = {one for one in minutes if one <= now}
+    minutes = {minute for minute in minutes if minute <= now}
     exchange = Exchange(minutes, now, limit, windowed=windowed)
     candles, empty, _ = exchange.history(T0 + 60 * start, None if end is None else T0 + 60 * end)
-    # At `now` the end and the margin have passed of the minute before the last one; or two later rows follow.
+    # At `now` the end and the margin of the minute before the last one have passed; or two later rows follow.
     wanted = [
-        one
-        for number, one in enumerate(sorted(minutes))
-        if one >= start and (end is None or one < end) and (one < now - 1 or number < len(minutes) - 2)
+        minute
+        for number, minute in enumerate(sorted(minutes))
+        if minute >= start and (end is None or minute < end) and (minute < now - 1 or number < len(minutes) - 2)
     ]
     assert [one.time for one in candles] == [T0 + 60 * one for one in wanted]
     lacking = {T0 + 60 * one for one in range(121) if one not in minutes}
@@ -231,104 +232,104 @@ def live() -> LiveCandles:
 
 
 def test_a_page_is_told_as_final_candles_then_the_one_in_progress_and_once() -> None:
-    one = live()
+    live_rows = live()
     page = read(row(0), row(1), row(2), final_ms=at(2.5))
-    assert one.take(page) == [(candle(0), True), (candle(1), True), (candle(2), False)]
-    assert one.take(read(row(0), row(1), row(2), final_ms=at(2.6))) == []
-    assert one.take(read(row(0), row(1), row(2, close=1.6), final_ms=at(2.7))) == [(candle(2, close=1.6), False)]
-    assert one.told == T0 + 60
+    assert live_rows.take(page) == [(candle(0), True), (candle(1), True), (candle(2), False)]
+    assert live_rows.take(read(row(0), row(1), row(2), final_ms=at(2.6))) == []
+    assert live_rows.take(read(row(0), row(1), row(2, close=1.6), final_ms=at(2.7))) == [(candle(2, close=1.6), False)]
+    assert live_rows.told == T0 + 60
 
 
 def test_a_row_that_ended_a_moment_ago_is_not_told_as_final_though_a_later_one_exists() -> None:
-    one = live()
-    one.take(read(row(0), row(1), final_ms=at(1.5)))
+    live_rows = live()
+    live_rows.take(read(row(0), row(1), final_ms=at(1.5)))
     early, late = at(2) + MARGIN_MS - 1, at(2) + MARGIN_MS
-    assert one.take(read(row(0), row(1), row(2), final_ms=early)) == [(candle(2), False)]
-    assert one.take(read(row(0), row(1, close=1.7), row(2), final_ms=late)) == [(candle(1, close=1.7), True)]
+    assert live_rows.take(read(row(0), row(1), row(2), final_ms=early)) == [(candle(2), False)]
+    assert live_rows.take(read(row(0), row(1, close=1.7), row(2), final_ms=late)) == [(candle(1, close=1.7), True)]
 
 
 def test_what_was_told_as_final_is_told_again_when_the_exchange_changes_it() -> None:
-    one = live()
-    one.take(read(row(0), row(1), row(2), final_ms=at(2.5)))
-    assert one.since(at(2.6)) == T0, "one row behind what was told"
+    live_rows = live()
+    live_rows.take(read(row(0), row(1), row(2), final_ms=at(2.5)))
+    assert live_rows.since(at(2.6)) == T0, "one row behind what was told"
     changed = read(row(0), row(1, close=1.9), row(2), final_ms=at(2.6))
-    assert one.take(changed) == [(candle(1, close=1.9), True)]
-    assert one.take(changed) == []
-    one.take(read(row(1, close=1.9), row(2), row(3), final_ms=at(3.5)))
-    assert one.take(read(row(1, close=1.8), row(2), row(3), final_ms=at(3.6))) == [(candle(1, close=1.8), True)]
+    assert live_rows.take(changed) == [(candle(1, close=1.9), True)]
+    assert live_rows.take(changed) == []
+    live_rows.take(read(row(1, close=1.9), row(2), row(3), final_ms=at(3.5)))
+    assert live_rows.take(read(row(1, close=1.8), row(2), row(3), final_ms=at(3.6))) == [(candle(1, close=1.8), True)]
 
 
 def test_what_a_stream_pushes_is_shown_as_in_progress_and_never_as_final() -> None:
-    one = live()
-    one.take(read(row(0), row(1), final_ms=at(1.5)))
-    assert one.pushed([row(1, close=1.6), row(2)], at(2)) == [(candle(2), False)]
-    assert one.pushed([row(1)], at(2)) == [], "nothing of a candle before the one in progress is shown"
-    assert one.told == T0
+    live_rows = live()
+    live_rows.take(read(row(0), row(1), final_ms=at(1.5)))
+    assert live_rows.pushed([row(1, close=1.6), row(2)], at(2)) == [(candle(2), False)]
+    assert live_rows.pushed([row(1)], at(2)) == [], "nothing of a candle before the one in progress is shown"
+    assert live_rows.told == T0
 
 
 def test_an_empty_row_of_a_stream_is_no_candle() -> None:
-    one = live()
+    live_rows = live()
     with pytest.raises(BadCandle):
-        one.pushed([()], at(2))
-    assert one.pushed([(), row(2)], at(2)) == [(candle(2), False)]
+        live_rows.pushed([()], at(2))
+    assert live_rows.pushed([(), row(2)], at(2)) == [(candle(2), False)]
 
 
 def test_nothing_of_a_candle_that_was_told_as_final_is_shown() -> None:
-    one = live()
-    assert one.take(read(row(0), row(1), final_ms=at(2) + MARGIN_MS)) == [
+    live_rows = live()
+    assert live_rows.take(read(row(0), row(1), final_ms=at(2) + MARGIN_MS)) == [
         (candle(0), True),
         (candle(1), True),
     ]
-    assert one.pushed([row(1, close=1.6)], at(2.1)) == []
+    assert live_rows.pushed([row(1, close=1.6)], at(2.1)) == []
 
 
 def test_a_candle_that_was_shown_is_due_until_it_is_told() -> None:
-    one = live()
-    one.take(read(row(0), row(1), final_ms=at(1.5)))
-    assert one.due_ms(at(1.5)) == at(2) + MARGIN_MS
-    one.pushed([row(2)], at(2))
-    assert one.due_ms(at(2.01)) == at(2) + MARGIN_MS, "it is the one before that is due"
-    one.take(read(row(0), row(1), row(2), final_ms=at(2.1)))
-    assert one.due_ms(at(2.1)) == at(3) + MARGIN_MS
+    live_rows = live()
+    live_rows.take(read(row(0), row(1), final_ms=at(1.5)))
+    assert live_rows.due_ms(at(1.5)) == at(2) + MARGIN_MS
+    live_rows.pushed([row(2)], at(2))
+    assert live_rows.due_ms(at(2.01)) == at(2) + MARGIN_MS, "it is the one before that is due"
+    live_rows.take(read(row(0), row(1), row(2), final_ms=at(2.1)))
+    assert live_rows.due_ms(at(2.1)) == at(3) + MARGIN_MS
 
 
 def test_where_rest_has_nothing_behind_the_newest_told_candle_it_is_quiet_until_the_next_look() -> None:
-    one = live()
-    assert one.quiet(read(final_ms=at(1)), at(1)) is None
+    live_rows = live()
+    assert live_rows.quiet(read(final_ms=at(1)), at(1)) is None
     page = read(row(0), row(1), final_ms=at(9))
-    one.take(page)
-    assert one.quiet(page, at(9)) == Span(T0 + 2 * 60, T0 + 10 * 60), "a look a minute is expected"
+    live_rows.take(page)
+    assert live_rows.quiet(page, at(9)) == Span(T0 + 2 * 60, T0 + 10 * 60), "a look a minute is expected"
     traded = read(row(0), row(1), row(8), final_ms=at(8.5))
     assert live().quiet(traded, at(8.5)) is None, "nothing was told yet"
-    assert one.quiet(traded, at(8.5)) == Span(T0 + 2 * 60, T0 + 8 * 60)
-    assert one.quiet(read(row(0), row(1), row(2), final_ms=at(2.5)), at(2.5)) is None
+    assert live_rows.quiet(traded, at(8.5)) == Span(T0 + 2 * 60, T0 + 8 * 60)
+    assert live_rows.quiet(read(row(0), row(1), row(2), final_ms=at(2.5)), at(2.5)) is None
 
 
 def test_a_series_stays_quiet_for_hours_as_long_as_somebody_looks() -> None:
-    one = live()
-    one.since(at(2.5))
-    one.take(read(row(0), row(1), final_ms=at(2.5)))
+    live_rows = live()
+    live_rows.since(at(2.5))
+    live_rows.take(read(row(0), row(1), final_ms=at(2.5)))
     nothing = read(final_ms=at(2.5))
     for minute in range(3, 200):
-        start = one.since(at(minute))
+        start = live_rows.since(at(minute))
         page = read(row(0), row(1), final_ms=at(minute)) if start <= T0 + 60 else nothing
-        one.take(page)
-        quiet = one.quiet(page, at(minute))
+        live_rows.take(page)
+        quiet = live_rows.quiet(page, at(minute))
         assert quiet is not None, minute
         assert (quiet.start, quiet.end) == (T0 + 2 * 60, T0 + (minute + 1) * 60)
-    one.since(at(400))
-    assert one.quiet(nothing, at(400)) is None, "nobody looked for hours"
-    one.since(at(401))
-    assert one.quiet(nothing, at(401)) is None
+    live_rows.since(at(400))
+    assert live_rows.quiet(nothing, at(400)) is None, "nobody looked for hours"
+    live_rows.since(at(401))
+    assert live_rows.quiet(nothing, at(401)) is None
 
 
 def test_a_series_far_behind_begins_again_at_the_newest_candles() -> None:
-    one = live()
-    assert one.since(at(5.5)) == T0 + 3 * 60
-    one.take(read(row(3), row(4), row(5), final_ms=at(5.5)))
-    assert one.since(at(6.5)) == T0 + 3 * 60
-    assert one.since(at(400.5)) == T0 + 398 * 60
-    assert one.told is None
+    live_rows = live()
+    assert live_rows.since(at(5.5)) == T0 + 3 * 60
+    live_rows.take(read(row(3), row(4), row(5), final_ms=at(5.5)))
+    assert live_rows.since(at(6.5)) == T0 + 3 * 60
+    assert live_rows.since(at(400.5)) == T0 + 398 * 60
+    assert live_rows.told is None
 
 
 # --- names and errors
@@ -351,23 +352,23 @@ def test_symbols_have_ccxts_names_and_back(series_id: str, symbol: str) -> None:
 
 
 class BaseError(Exception):
-    """As ccxt's."""
+    """Like ccxt's."""
 
 
 class RateLimitExceeded(BaseError):
-    """As ccxt's."""
+    """Like ccxt's."""
 
 
 class BadSymbol(BaseError):
-    """As ccxt's."""
+    """Like ccxt's."""
 
 
 class BadRequest(BaseError):
-    """As ccxt's."""
+    """Like ccxt's."""
 
 
 class NoSuchSymbol(BadRequest):
-    """One of an exchange."""
+    """Like an exchange's own error."""
 
 
 def test_errors_are_known_by_the_names_of_their_classes() -> None:

@@ -1,4 +1,4 @@
-"""CcxtExchange over an exchange object of our own making: what proves a row, and what time it is taken to be there."""
+"""CcxtExchange over an exchange object of our own: what proves a row final, and the assumed exchange time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WAIT_S = 30.0
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits before the time is asked again."""
+    """No wait before the time is requested again."""
     monkeypatch.setattr(ccxt_rest, "ASK_TIME_EVERY_S", 0.0)
 
 
@@ -46,7 +46,8 @@ def candle(minute: int) -> Candle:
 
 
 class Fake:
-    """An exchange object as ccxt's. `now_s`: its time; `minutes`: of which it has rows; `pushes`: what it streams."""
+    """An exchange object like ccxt's. `now_s`: its time; `minutes`: the minutes with rows; `pushes`: the pushes of its
+    stream."""
 
     def __init__(self, minutes: Iterable[int], now_s: float, **has: object) -> None:
         self.has: Mapping[str, object] = {"fetchOHLCV": True, "fetchTime": True} | has
@@ -58,7 +59,7 @@ class Fake:
         self.asked: list[str] = []
         self.sinces: list[int | None] = []
         self.bases = ["BTC"]
-        self.lists: list[bool] = []  # whether each was asked for again
+        self.lists: list[bool] = []  # whether each was requested again
         self.tells_date = False
         self.pushes: asyncio.Queue[Sequence[Row]] = asyncio.Queue()
 
@@ -142,7 +143,7 @@ async def test_without_a_time_to_ask_for_the_date_of_an_earlier_answer_is_the_st
     exchange.tells_date = True
     async with source_of(exchange) as source:
         assert await history(source) == [candle(0)], "the row of the next minute has just opened"
-        exchange.now_s += MARGIN_S + 1.0  # of which a whole second is not borne out
+        exchange.now_s += MARGIN_S + 1.0  # a whole second of it is not confirmed
         assert await history(source) == [candle(0)], "the date of the answer itself proves nothing of its rows"
         assert await history(source) == [candle(0), candle(1)]
 
@@ -153,7 +154,7 @@ async def test_a_date_that_is_ahead_closes_nothing_early() -> None:
     now_s = 1000.0
     async with source_of(exchange, lambda: now_s) as source:
         for second in range(75):
-            exchange.now_s = T0 + 60 + second + 30.0  # 30 s ahead of what is true
+            exchange.now_s = T0 + 60 + second + 30.0  # 30 s ahead of the true time
             exchange.minutes = [0, 1] if second < 60 else [0, 1, 2]
             now_s += 1.0
             found = await history(source)
@@ -279,7 +280,7 @@ async def test_a_quiet_exchange_without_a_time_or_dates_is_asked_for_rows_no_mor
             await source.now_ms("spot")
         assert len(exchange.asked) - asked == 60.0 / ccxt_rest.ASK_DATE_EVERY_S
         asked = len(exchange.asked)
-        for _ in range(60):  # polls tell the same
+        for _ in range(60):  # polls report the same
             now_s += 1.0
             await history(source)
             polls = len(exchange.asked)

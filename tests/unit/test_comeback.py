@@ -1,4 +1,4 @@
-"""Comeback: while the exchange is away one connection probes, and the others follow."""
+"""Comeback: while the exchange is unreachable one connection probes, and the others follow after its success."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Exchange:
-    """Connections of one market that try again and again, each with a backoff of an hour."""
+    """Connections of one market that retry, each with a backoff of an hour."""
 
     def __init__(self) -> None:
         self.comeback = Comeback(random.Random(1))

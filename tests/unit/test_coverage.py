@@ -1,4 +1,4 @@
-"""Coverage on a real store and pipeline, with an exchange that answers as a test wants."""
+"""Coverage on a real store and pipeline, with an exchange that a test controls."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ AT_ONCE = RetryPolicy(Backoff(0.0, 300.0))
 
 
 class World:
-    """A store, what writes to it, and the coverage beside it."""
+    """A store, its writer, and the coverage on top of both."""
 
     def __init__(
         self, database: InThreadSqliteDatabase, exchange: Exchange, retries: RetryPolicy = USUAL_RETRIES
@@ -146,7 +146,7 @@ class World:
         return [one.time // 60 for one in stored]
 
     async def read(self, series: SeriesId, page_start: int | None = None, *, newest: bool = True) -> None:
-        """What a read of the series sets going."""
+        """The request that a read of the series causes."""
         stored = await self.database.read(lambda store: store.span(series))
         self.coverage.ensure(series, series, stored, None if page_start is None else 60 * page_start, newest=newest)
 
@@ -157,7 +157,7 @@ class World:
                 await asyncio.sleep(0.001)
 
     async def ended(self, series: SeriesId, state: str) -> None:
-        """The reading of the series is over, and went so."""
+        """The reading of the series has ended, with this result."""
         await self.until(lambda: self.board.report(series, 0).state == state)
 
 
@@ -342,7 +342,7 @@ async def test_older_history_is_not_requested_while_the_tail_may_fill_the_newest
         await world.until(lambda: world.exchange.asked == [(BTC, 979)])
         await world.read(BTC, 950)
         assert [status.need.reason for status in world.history.needs_of(BTC)] == [Reason.TAIL]
-        await world.read(BTC, 965, newest=False)  # who scrolls back waits for no tail
+        await world.read(BTC, 965, newest=False)  # scrolling back does not wait for a tail
         older, tail = world.history.needs_of(BTC)
         assert (older.need.reason, older.need.span) == (Reason.OLDER, Span(60 * 920, 60 * 970))
         assert (tail.need.reason, tail.in_flight, tail.attempts) == (Reason.TAIL, True, 1)
@@ -352,7 +352,7 @@ async def test_older_history_is_not_requested_while_the_tail_may_fill_the_newest
 
 
 async def test_older_history_is_requested_when_the_tail_brings_nothing(tmp_path: Path) -> None:
-    """Nothing was traded for a while, say."""
+    """As when nothing was traded for a while."""
     async with world_on(tmp_path) as world:
         world.exchange.minutes = set(range(980))
         await world.write(BTC, range(970, 980))

@@ -1,4 +1,4 @@
-"""JSON from outside: any bytes at all are read, or are the one declared error."""
+"""JSON from outside: any bytes are either decoded, or lead to the one declared error."""
 
 from __future__ import annotations
 

@@ -58,10 +58,10 @@ def test_minutes_roll_up_to_the_bars_of_the_exchange(real_data: Path, target: Ti
     ours = complete(target, roll_up(minutes, MINUTE, (target,))[target], holes)
 
     assert len(ours) > 8_000
-    assert len(theirs) - len(ours) in (0, 1)  # their last bar may lie beyond our last minute
-    for one, other in zip(ours, theirs, strict=False):
-        assert one[:5] == other[:5]
-        assert isclose(one.volume, other.volume, rel_tol=1e-9, abs_tol=1e-12)
+    assert len(theirs) - len(ours) in (0, 1)  # their last bar may end after our last minute
+    for our, other in zip(ours, theirs, strict=False):
+        assert our[:5] == other[:5]
+        assert isclose(our.volume, other.volume, rel_tol=1e-9, abs_tol=1e-12)
 
 
 # --- the outages: 284 minutes from 2021-04-25 04:01, and in BRD/BTC 150 more from 2021-04-20 02:00
@@ -100,7 +100,7 @@ def noted(minutes: list[Candle]) -> list[Gap]:
 
 @pytest.fixture
 def confirmed(noted: list[Gap]) -> list[Gap]:
-    """The ledger after the healing found nothing and had it proven."""
+    """The ledger after healing found nothing and had the holes proven."""
     spans = [gap.span for gap in noted]
     healing = begin_healing(noted, spans).applied_to(noted)
     return confirm_empty(healing, spans, PROOF, at("2021-04-25 08:50")).applied_to(healing)
@@ -145,7 +145,7 @@ def test_partly_empty_buckets_have_the_candle_of_the_minutes_that_exist(
     rolled = roll_up([candle for candle in minutes if window.start <= candle.time < window.end], MINUTE, TARGETS)
     assert unproven(confirmed, stored, window) == []
 
-    # 04:00 is the interrupted minute, 08:45 the first one after it.
+    # 04:00 is the interrupted minute, 08:45 the first one afterwards.
     fives = {candle.time: candle for candle in complete(FIVE, rolled[FIVE], [])}
     interrupted = by_time[at("2021-04-25 04:00")]
     assert fives[interrupted.time] == interrupted
@@ -168,7 +168,7 @@ def test_partly_empty_buckets_have_the_candle_of_the_minutes_that_exist(
 def test_each_bucket_of_the_recording_is_judged_alike_from_its_minutes_and_from_the_ledger(
     minutes: list[Candle], confirmed: list[Gap], stored: Span
 ) -> None:
-    """One way reads candles and the confirmed spans, the other one the ledger alone."""
+    """One method reads candles and the confirmed spans, the other only the ledger."""
     empty = [gap.span for gap in confirmed]
     for target in (FIVE, HOUR, *TARGETS[-4:]):
         end = target.next(target.floor(minutes[-1].time))
@@ -184,7 +184,7 @@ def test_each_bucket_of_the_recording_is_judged_alike_from_its_minutes_and_from_
             bucket = derive(target, MINUTE, time, inside, empty)
             assert bucket.candle == by_open.get(time)
             if bucket.missing:
-                assert time < stored.start or target.next(time) > stored.end  # only what the recording cuts
+                assert time < stored.start or target.next(time) > stored.end  # only those that the recording cuts
             elif bucket.candle is None:
                 assert any(span.start <= time and target.next(time) <= span.end for span in empty)  # wholly empty
 

@@ -1,4 +1,4 @@
-"""What every error of the tree keeps to, whatever text from outside is in it."""
+"""Rules for every error of the tree, whatever text from outside it contains."""
 
 from __future__ import annotations
 

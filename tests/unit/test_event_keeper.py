@@ -1,4 +1,4 @@
-"""EventKeeper in virtual time: events are written together periodically; a failing store loses events alone, and is
+"""EventKeeper in virtual time: events are written together periodically; a failing store loses only events, and is
 logged once."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MINUTES = 10
 
 
 class Run:
-    """One process of the service: its log of events, and the keeper of it. The disk is full while `full`."""
+    """One process of the service: its log of events, and the log's keeper. The disk is full while `full`."""
 
     def __init__(self, path: Path) -> None:
         self.full = False
@@ -63,7 +63,7 @@ def loop() -> Iterator[VirtualLoop]:
 
 
 def stored(loop: VirtualLoop, path: Path) -> list[SeriesEvent]:
-    """What a new process finds."""
+    """The events that a new process reads."""
 
     async def read() -> list[SeriesEvent]:
         run = Run(path)
@@ -165,7 +165,7 @@ def test_unreadable_events_are_replaced_by_new_events(
         async with service.database:
             service.note("old")
             await service.keeper.save()
-        # A value of another program that the reader refuses.
+        # A value written by another program, which the reader refuses.
         connection = apsw.Connection(str(path))
         connection.execute(f"UPDATE series_event SET {damage}")
         connection.close()

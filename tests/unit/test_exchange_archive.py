@@ -18,7 +18,7 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S
-from klinesync.history.files import sources
+from klinesync.history.files import archive_location
 from klinesync.history.files.names import ArchiveFile, archive_name, months
 from klinesync.history.files.readers import BadFile, batches, verify_checksum
 from klinesync.history.files.sources import ExchangeArchive
@@ -143,7 +143,7 @@ async def test_monthly_files_are_preferred_where_they_exist(tmp_path: Path) -> N
     may = minutes(START, 31 * 1440)
     (month,) = months(SPOT, "BTCUSDT", Span(START, START + 1))
     write_archive(tmp_path / month.path, may)
-    # The daily file is wrong on purpose: it must not be read, because the month has everything.
+    # The daily file is wrong on purpose: it must not be read, because the month has all candles.
     write_archive(tmp_path / day_file(SPOT, 0).path, [candle._replace(volume=7.0) for candle in may[:1440]])
     archive = ExchangeArchive(tmp_path, plain_id)
     assert await all_of(archive, SPOT) == may + days
@@ -205,7 +205,7 @@ async def test_recorded_archives_are_read_row_by_row(real_data: Path) -> None:
 
 
 class Served:
-    """A folder over HTTP on the loopback, its address, and what was asked for."""
+    """Serve a folder over HTTP on the loopback: its address, and the requested paths."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -267,7 +267,7 @@ async def test_a_failing_server_raises_an_upstream_error(tmp_path: Path) -> None
 
 
 async def test_an_endless_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_ZIP_BYTES", 1000)
+    monkeypatch.setattr(archive_location, "MAX_ZIP_BYTES", 1000)
     write_day(tmp_path, 0)
     async with Served(tmp_path) as served:
         archive = ExchangeArchive(served.url, plain_id)

@@ -1,4 +1,4 @@
-"""ExchangeRegistry: which entry makes an exchange, what each question of a series is answered by, and the end."""
+"""ExchangeRegistry: which entry makes an exchange, which exchange answers for a series, and the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def series(exchange: str, market: str = "spot") -> SeriesId:
 
 
 class Named(FakeExchange):
-    """An exchange of any name, whose clock says how it is called."""
+    """An exchange of any name, whose clock tells the name."""
 
     def __init__(self, name: str, *markets: str) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def test_what_no_entry_has_is_refused_with_the_sentence_of_the_last_one() -> Non
 
 
 async def test_every_question_goes_to_the_exchange_of_the_series() -> None:
-    """The time of a series was that of Binance, whatever the exchange."""
+    """The time of a series was that of Binance, whatever its exchange."""
     registry = registry_of(Named("abc"), Named("abcdef"))
     assert [await registry.now_ms(series(name)) for name in ("abc", "abcdef")] == [3000, 6000]
 
@@ -133,7 +133,7 @@ async def test_binance_has_the_fifteen_timeframes() -> None:
 
 
 def test_an_old_stamp_is_no_time_to_read_a_tail_by_whatever_the_exchange() -> None:
-    """An exchange through ccxt was taken to be where its last answer had it, however long ago that was."""
+    """The time of an exchange through ccxt was that of its last answer, however old."""
     clock = ManualClock(1000.0)
     registry = registry_of(Named("abc"), clock=clock)
     time = ExchangeTime(registry.clocks, clock)
@@ -185,7 +185,7 @@ def test_an_entry_point_that_cannot_be_used_is_refused_with_its_name(value: str,
         load_entries([EntryPoint("mine", value, "klinesync.exchanges")])
 
 
-# --- what proves that there is no candle
+# --- the proof that there is no candle
 
 
 def test_two_neighbours_in_one_answer_prove_a_hole_where_no_candle_comes_late() -> None:

@@ -25,7 +25,7 @@ def test_needs_are_listed_in_the_order_of_their_requests_by_the_exchanges_time()
     told = need_facts(statuses, now_s=100.0, now_time=NOW)
     assert [(need.start_time, need.next_try_at_ms) for need in told] == [
         (180, None),
-        (120, NOW * 1000),  # it is due: as soon as it is its turn
+        (120, NOW * 1000),  # due: it is requested when its turn comes
         (60, NOW * 1000 + 30_500),
     ]
     last = told[-1]

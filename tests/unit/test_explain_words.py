@@ -1,5 +1,5 @@
-"""What `klinesync explain` prints, for the series that people ask about: one that is fine, one with a hole, one of an
-exchange that refuses, one that is delisted, one that nobody follows."""
+"""The output of `klinesync explain` for typical series: a complete one, one with a hole, one of an exchange that
+refuses, a delisted one, and one that is not followed."""
 
 from __future__ import annotations
 

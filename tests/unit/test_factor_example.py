@@ -1,4 +1,4 @@
-"""The page that walks through the example shows the example."""
+"""The page about the example factor shows its source."""
 
 import re
 from pathlib import Path

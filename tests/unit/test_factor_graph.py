@@ -1,4 +1,4 @@
-"""The factor graph: what it refuses at start, what it calls a fault, and that a fault changes nothing."""
+"""The factor graph: what it refuses at start, what counts as a fault, and that a fault changes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Say = Callable[[Candle], Sequence[Event]]
 
 
 class Counting(Factor[Count]):
-    """Counts candles and says what it is told to."""
+    """Counts candles and returns what it is set to."""
 
     state_type = Count
 
@@ -117,7 +117,7 @@ def fail(_candle: Candle) -> Sequence[Event]:
 
 
 class Unpacking(Counting):
-    """As the factors of before candles had order flow."""
+    """Like factors from before candles had order flow."""
 
     def advance(self, state: Count, candle: Candle, upstream: Upstream) -> tuple[Count, Sequence[Event]]:
         if "ema_21" in upstream:
@@ -259,7 +259,7 @@ def test_a_factor_that_fails_is_named_with_the_candle_and_changes_no_state(say: 
     assert (fault.value.factor, fault.value.candle_time) == ("failing", 60)
     assert str(fault.value).startswith(f"factor failing failed at the candle at 1970-01-01 00:01 UTC: {error}")
     assert graph.encode(before) == kept
-    # The others go on without it.
+    # The other factors continue.
     states, events = graph.without("failing").advance(before, candle(60))
     assert (states, events) == ({"good": Count(2)}, {"good": [{"visible_time": 60}]})
 
@@ -275,7 +275,7 @@ def test_a_state_of_another_type_is_a_fault_at_once() -> None:
 
 
 def test_an_event_is_what_it_was_when_it_was_said() -> None:
-    """A factor that goes on changing an object that it has handed over changes nothing."""
+    """A factor that keeps changing an object that it has returned changes no stored value."""
     mutable: dict[str, Json] = {}
 
     def say(candle: Candle) -> Sequence[Event]:

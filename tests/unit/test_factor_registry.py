@@ -1,4 +1,4 @@
-"""Factors are found through entry points; one that cannot be used stops the start with a sentence."""
+"""Factors are found through entry points; an unusable one stops the start with a sentence."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ ENDINGS = (".feather", ".parquet", ".json", ".json.gz")
 
 
 def read(path: Path) -> tuple[list[Candle], list[str]]:
-    """Every row, and what is said about rows that are none."""
+    """Every valid row, and the reports about invalid ones."""
     broken: list[str] = []
     return [candle for batch in batches(path, broken.append) for candle in batch.candles()], broken
 
@@ -183,7 +183,7 @@ async def test_an_unreadable_file_is_left_out_and_logged(tmp_path: Path, caplog:
 async def test_an_unreadable_folder_has_no_files_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = FreqtradeFiles(tmp_path / ("x" * 300))  # the system refuses the name, as it does folders of others
+    files = FreqtradeFiles(tmp_path / ("x" * 300))  # the system refuses the name, as it does folders of other users
     with caplog.at_level(logging.WARNING):
         assert await files.end(SPOT, START) is None
         assert not await files.has(SPOT)

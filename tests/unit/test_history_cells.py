@@ -30,7 +30,7 @@ NAMES = ("open", "high", "low", "close", "volume")
 
 
 def judged(path: Path, *, unterminated: bool = False) -> tuple[list[Candle], list[str]]:
-    """The sound rows of a file, and what is said of the others."""
+    """The valid rows of a file, and the reports about the others."""
     judge = Judge(Timeframe.parse("1m"), NOW)
     rows = judge.in_order(batches(path, judge.broken, unterminated=unterminated), 10_000).candles()
     return rows, judge.examples

@@ -1,4 +1,4 @@
-"""One pass of `backfill --enrich` over stored candles, with sources as exchanges and files have them."""
+"""One pass of `backfill --enrich` over stored candles, with sources like those of exchanges and files."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 
@@ -35,7 +35,7 @@ async def enriched(
     read_pages: list[int] | None = None,
 ) -> Enriched:
     """The result of a pass over `stored`; the source has each minute, `twice` in its answer, in pages of `page` rows,
-    with order flow where `has_flow`. `read_pages` gets the number of rows of each page that was read."""
+    with order flow where `has_flow`. `read_pages` gets the number of rows of each page read."""
 
     async def read(_: SeriesId, since: int) -> Sequence[Candle]:
         return [candle for time, candle in stored.items() if time > since]

@@ -69,7 +69,8 @@ def is_sound(candle: Candle, timeframe: Timeframe) -> bool:
 
 
 def model(rows: Sequence[Candle], timeframe: Timeframe) -> tuple[list[Candle], int]:
-    """The sound rows in the order of time, and how many rows are bad; of each time the first row in the file counts."""
+    """The valid rows in the order of time, and the number of bad rows; for each time the first row in the
+    file counts."""
     kept: dict[int, Candle] = {}
     bad = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""HistoryService on a real store and pipeline, with an exchange that answers as a test wants."""
+"""HistoryService on a real store and pipeline, with an exchange that a test controls."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ QUICK = RetryPolicy(Backoff(0.05, 6 * 3600.0, jitter=0.25))
 
 
 class World:
-    """A store, what writes to it, and the healing beside it. `fail`: writes do."""
+    """A store, its writer, and the healing on top of both. `fail`: writes fail."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class World:
                 await asyncio.sleep(0.001)
 
     async def settled(self, *series: SeriesId) -> None:
-        """Nothing of them is being read or waits for it."""
+        """No need of the series is in flight or waits."""
         await self.until(lambda: not any(self.healing.working_on(one) for one in series))
 
 
@@ -209,7 +209,7 @@ async def test_an_answer_without_the_stored_neighbour_proves_nothing_and_the_gap
     exchange = Exchange([*range(10), 15, *range(16, 20)])
     async with world_on(tmp_path, exchange) as world:
         await world.write(BTC, [*range(10), *range(15, 20)])
-        exchange.minutes -= {9, 15}  # the exchange shows the hole, and not its ends
+        exchange.minutes -= {9, 15}  # the exchange shows the hole, but not the candles at its ends
         world.healing.request_declared(BTC)
         await world.until(lambda: len(exchange.asked) >= 2)
         assert [gap.state for gap in await world.ledger(BTC)] == [GapState.UNKNOWN]
@@ -218,13 +218,13 @@ async def test_an_answer_without_the_stored_neighbour_proves_nothing_and_the_gap
         assert set(exchange.asked) == {(BTC, 9, 16)}
         exchange.minutes |= set(range(20))
         async with asyncio.timeout(TIMEOUT_S):
-            while await world.ledger(BTC):  # the store tells nobody
+            while await world.ledger(BTC):  # the store publishes nothing
                 await asyncio.sleep(0.001)
         assert await world.minutes(BTC) == list(range(20))
 
 
 class Noted(RetryPolicy):
-    """Notes how long the exchange asked to be left alone, and waits a thousandth of it."""
+    """Records `Retry-After` of the exchange, and waits a thousandth of it."""
 
     waits: ClassVar[list[float]] = []
 
@@ -358,7 +358,7 @@ async def test_a_long_gap_is_read_piece_by_piece_its_oldest_page_first_then_newe
         world.healing.request_declared(BTC)
         await world.settled(BTC)
         assert await world.minutes(BTC) == list(range(100))
-    # The oldest page brings 1 to 9.
+    # The oldest page brings minutes 1 to 9.
     assert exchange.asked == [(BTC, 0, 100), (BTC, 73, 100), (BTC, 47, 74), (BTC, 21, 48), (BTC, 9, 22)]
 
 
@@ -769,7 +769,7 @@ async def test_a_store_that_cannot_be_written_ends_a_backfill_with_its_error(tmp
 
 
 class Files:
-    """Files that have the minutes that they are given, and note what they are asked for."""
+    """Files that have the given minutes, and record the requested spans."""
 
     def __init__(self, minutes: Iterable[int], trouble: Exception | None = None) -> None:
         self.minutes = set(minutes)
@@ -952,7 +952,7 @@ async def test_a_gap_older_than_every_answer_is_lost_after_the_time_limit(tmp_pa
 
 
 class Asked(Exchange):
-    """Another one, of which each question is looked at before."""
+    """Another exchange, which checks each request before answering."""
 
     def __init__(self, other: Exchange, look: Callable[[int], None]) -> None:
         super().__init__(())

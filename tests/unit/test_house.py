@@ -1,4 +1,4 @@
-"""Rules of the house that no linter knows, checked over the syntax tree of every module."""
+"""Rules of the house that no linter checks, tested over the syntax tree of every module."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import klinesync
 from klinesync.market_data.orchestrator import MarketDataOrchestrator
 
 SRC = Path(klinesync.__file__).parent
-# Readers of the environment's variables: the flags, and nothing else.
+# Readers of environment variables: only the flags.
 READS_ENVIRONMENT = {"runtime/flags.py", "runtime/flag_sources.py"}
 ENVIRONMENT_NAMES = {"environ", "environb", "getenv", "getenvb"}
 
-# Rooms in which every module is pure, and what marks a module elsewhere: the word in its docstring.
+# Rooms in which every module is pure, and the mark of a pure module elsewhere: the word in its docstring.
 PURE_ROOMS = ("core", "factor", "overlay")
 PURE = re.compile(r"\bPure[.:;]")
-# What a pure module imports nothing of: loops, threads, sockets, databases, processes, the clock, logs.
+# Modules that a pure module must not import: loops, threads, sockets, databases, processes, the clock, logs.
 EFFECTS = {
     "aiohttp", "apsw", "asyncio", "logging", "multiprocessing", "select", "sqlite3", "subprocess", "tempfile",
     "threading", "time", "uvicorn", "websockets",
 }  # fmt: skip
-# Names of errors and their numbers are values.
+# Names and numbers of errors are values.
 VALUES_OF = {"core/network_errors.py": {"os", "socket"}, "core/errors.py": {"errno"}}
-# The clock and chance, by attribute: `datetime.now()`, `random.random()`. A seeded `random.Random` is a value.
+# The clock and randomness, by attribute: `datetime.now()`, `random.random()`. A seeded `random.Random` is a value.
 CLOCKS = {"now", "utcnow", "today"}
 
 
@@ -66,7 +66,7 @@ def test_every_way_to_read_the_environment_is_seen() -> None:
 
 
 def effects(tree: ast.AST) -> set[str]:
-    """What code uses that is no value: modules with effects, the system, the clock, chance without a seed."""
+    """The impure names that code uses: modules with effects, the system, the clock, randomness without a seed."""
     found = set()
     for node in ast.walk(tree):
         match node:
@@ -106,10 +106,13 @@ def test_every_effect_is_seen() -> None:
     assert not effects(ast.parse("from random import Random\nfrom datetime import datetime\ndatetime.fromtimestamp(0)"))
 
 
-# Rooms whose objects are made of each other: a nested function there may use a name that is assigned later, which no
-# tool sees. A part that needs another gets it as a constructor argument.
+# Rooms whose objects refer to each other: a nested function there may use a name that is assigned later, which no tool
+# detects. A part that needs another gets it as a constructor argument.
 BUILDERS = re.compile(r"market/(runtime_builder|parts_\w+|settings)\.py")
 MOST_BUILDER_LINES = 200
+# A longer module says in its docstring why it is not split.
+MOST_LINES = 450
+LONG_FILE = re.compile(r"The file is long")
 
 
 def nested_functions(tree: ast.AST) -> list[int]:
@@ -130,14 +133,24 @@ def test_the_builder_is_short() -> None:
     assert lines <= MOST_BUILDER_LINES
 
 
+def test_a_long_module_gives_its_reason() -> None:
+    silent = {
+        str(path.relative_to(SRC)): lines
+        for path in SRC.rglob("*.py")
+        if (lines := len((text := path.read_text()).splitlines())) > MOST_LINES
+        and not LONG_FILE.search(ast.get_docstring(ast.parse(text)) or "")
+    }
+    assert silent == {}
+
+
 def test_nested_functions_and_lambdas_are_seen() -> None:
     assert nested_functions(ast.parse("def f():\n    def g(): pass")) == [2]
     assert nested_functions(ast.parse("def f():\n    return lambda: later")) == [2]
     assert nested_functions(ast.parse("class A:\n    def f(self): pass\n\ndef g(): pass")) == []
 
 
-# Clocks of this machine, by module and name. `SystemClock` reads them, for all parts; the simulation and the client
-# have clocks of their own, as they import `core` alone.
+# This machine's clocks, by module and name. `SystemClock` reads them for all parts; the simulation and the client have
+# clocks of their own, as they import `core` alone.
 SYSTEM_CLOCKS = {("time", name) for name in ("time", "time_ns", "monotonic", "monotonic_ns")}
 CLOCK_MODULE = "runtime/clock.py"
 OWN_CLOCKS = ("sim/", "client/")

@@ -27,7 +27,7 @@ def zips(*paths: str) -> Found:
 
 
 class Lists:
-    """Lists of symbols, and which markets were asked."""
+    """Lists of symbols, and the markets that were requested."""
 
     def __init__(self, kept: dict[str, list[Listing]], now: dict[str, list[Listing]]) -> None:
         self.asked: list[str] = []

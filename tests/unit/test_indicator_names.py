@@ -1,4 +1,4 @@
-"""What the flag `indicators` may say: names, parameters, labels, panes, and what is refused with which sentence."""
+"""Values of the flag `indicators`: names, parameters, labels, panes, and the sentences of refusals."""
 
 from __future__ import annotations
 
@@ -20,9 +20,16 @@ DEFAULT = "SMA(20),EMA(21),BBANDS(20),MACD(12,26,9),RSI(14),ATR(14)"
 
 def test_the_default_of_the_flag_gives_its_six_indicators() -> None:
     indicators = parse_indicators(DEFAULT)
-    assert [one.name for one in indicators] == ["sma_20", "ema_21", "bbands_20", "macd_12_26_9", "rsi_14", "atr_14"]
-    assert [one.pane for one in indicators] == ["price", "price", "price", "own", "own", "own"]
-    assert [one.chunk for one in indicators] == [512, 512, 512, 1024, 512, 512]
+    assert [indicator.name for indicator in indicators] == [
+        "sma_20",
+        "ema_21",
+        "bbands_20",
+        "macd_12_26_9",
+        "rsi_14",
+        "atr_14",
+    ]
+    assert [indicator.pane for indicator in indicators] == ["price", "price", "price", "own", "own", "own"]
+    assert [indicator.chunk for indicator in indicators] == [512, 512, 512, 1024, 512, 512]
     assert parse_indicators(RuntimeFlags.model_fields["indicators"].default) == indicators
 
 
@@ -119,7 +126,7 @@ def test_the_longest_period_fits_into_the_longest_chunk() -> None:
 
 
 def test_the_service_requires_neither_pandas_nor_polars() -> None:
-    """talib imports them where they are installed: 1.8 s and 92 MB that the service would have no use for."""
+    """talib imports both where they are installed: 1.8 s and 92 MB without any use for the service."""
     required = [one for one in requires("klinesync") or () if "extra ==" not in one]
     assert any(one.lower().startswith("ta-lib") for one in required)
     assert not [one for one in required if one.lower().startswith(("pandas", "polars"))]

@@ -65,14 +65,14 @@ async def running(path: Path, published: Published) -> AsyncIterator[tuple[Inges
 
 
 def offered(pipeline: IngestPipeline, series: SeriesId, *candles: Candle) -> asyncio.Future[Applied]:
-    """Live candles for which there is room."""
+    """Offer live candles for which there is room."""
     written = pipeline.offer(series, candles)
     assert written is not None
     return written
 
 
 class Counting(IngestPipeline):
-    """Notes the candles of each transaction, by series."""
+    """Records the candles of each transaction, by series."""
 
     transactions: list[list[SeriesId]]
 
@@ -83,7 +83,7 @@ class Counting(IngestPipeline):
 
 @asynccontextmanager
 async def counting(path: Path, limits: QueueLimits | None = None) -> AsyncIterator[Counting]:
-    """A pipeline that is fed before it runs: `async with` runs it at its end."""
+    """A pipeline that is fed before it runs: `async with` runs it at the end of the block."""
     async with SqliteDatabase(path / "store.sqlite") as database:
         pipeline = Counting(database, NOTHING_DERIVED, no_ledger(), Published(), lambda: 0.0, limits=limits)
         pipeline.transactions = []
@@ -181,7 +181,7 @@ async def test_a_failed_commit_publishes_nothing_and_blocks_later_candles_of_its
     published = Published()
     async with running(tmp_path, published) as (pipeline, database):
         await pipeline.submit(BTC, [candle(1)], "test")
-        # A second writer holds the file longer than the writer waits.
+        # A second writer locks the file longer than the writer waits.
         database._file._writer.set_busy_timeout(0)  # type: ignore[union-attr]  # it is open
         other = apsw.Connection(str(database.path))
         other.execute("BEGIN IMMEDIATE")

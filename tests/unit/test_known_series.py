@@ -31,7 +31,7 @@ def run(work: Coroutine[object, object, Result]) -> Result:
 
 
 class Exchange:
-    """Answers for a market when its event is set; `asked`: the questions that came."""
+    """Answers for a market when its event is set; `asked`: the requests so far."""
 
     def __init__(self) -> None:
         self.answers = {"spot": asyncio.Event(), "futures": asyncio.Event()}
@@ -46,7 +46,7 @@ class Exchange:
 
 
 async def waited_s(known: KnownSeries, series: SeriesId) -> float:
-    """How long it takes to learn that the exchange has not told."""
+    """How long it takes until the exchange counts as unreachable."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     with pytest.raises(UpstreamError):

@@ -30,8 +30,8 @@ BREAK = Listing("BTC/USDT", "BTCUSDT", "BTC", "USDT", status="BREAK")
 
 
 class Exchange(FakeExchange):
-    """Lists a symbol that is not traded in `[100, traded_s)` of the loop's time after the start; keeps its list as the
-    real ones do."""
+    """Lists a symbol that is not traded in `[100, traded_s)` of the loop's time after the start; caches its list like
+    real exchanges."""
 
     def __init__(self, loop: VirtualLoop, traded_s: float) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Exchange(FakeExchange):
 
 
 def watched(traded_s: float, suspect_every_s: float | None, end_s: float) -> tuple[list[tuple[float, bool]], int]:
-    """When the series turned out to be gone or traded again, and how many lists were requested until `end_s`."""
+    """When the series was found delisted or traded again, and how many lists were requested until `end_s`."""
     loop = VirtualLoop()
     exchange = Exchange(loop, traded_s)
     followed = Followed(BTC, None, SETTINGS, loop.time(), None)

@@ -1,4 +1,4 @@
-"""StreamWatch: the candles that a stream owes, and the states of a stream that does not bring them."""
+"""StreamWatch: the candles that a stream owes, and the states of a stream that does not deliver them."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -237,7 +237,7 @@ def test_a_renewed_connection_counts_as_a_retry_of_each_of_its_streams() -> None
     )
 )
 def test_a_stream_that_brings_every_close_in_time_is_never_stale(steps: list[tuple[str, int]]) -> None:
-    """For any rows of REST and any lost connections: while attached, the stream brings each close after 2 s."""
+    """For any rows of REST and any lost connections: while attached, the stream delivers each close after 2 s."""
     watch = attached()
     there = True
     for minute, (step, after_s) in enumerate(steps):

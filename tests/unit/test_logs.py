@@ -37,7 +37,7 @@ def as_before() -> Iterator[None]:
     level = root.level
     yield
     root.setLevel(level)
-    for handler in [one for one in root.handlers if one.name == HANDLER]:
+    for handler in [handler for handler in root.handlers if handler.name == HANDLER]:
         root.removeHandler(handler)
     logging.captureWarnings(capture=False)
 
@@ -78,9 +78,9 @@ def test_an_unexpected_error_has_its_trace_in_the_same_line(stream: io.StringIO)
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """pytest keeps no records: a lone surrogate in one cannot be passed on between its processes."""
+    """pytest keeps no log records: a lone surrogate in one cannot be passed between its processes."""
     root = logging.getLogger()
-    recording = [one for one in root.handlers if type(one).__module__ == "_pytest.logging"]
+    recording = [handler for handler in root.handlers if type(handler).__module__ == "_pytest.logging"]
     for handler in recording:
         root.removeHandler(handler)
     yield

@@ -20,7 +20,7 @@ T0_MS = 1_700_000_040_000
 
 
 class Exchange(FakeExchange):
-    """Tells the time `later_ms` after T0, or fails; counts how often it is asked."""
+    """Answers with the time `later_ms` after T0, or fails; counts its requests."""
 
     def __init__(self, clock: ExchangeClock) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def watch_of(exchange: Exchange) -> MarketWatch:
 
 
 async def test_an_old_stamp_is_not_taken_for_the_time() -> None:
-    """A tail would begin at the head, however long ago that was, and read all between it and now."""
+    """A tail would begin at the head, however long ago, and read everything between the head and now."""
     exchange = Exchange(ExchangeClock())
     watch, now_s = watch_of(exchange), asyncio.get_running_loop().time()
     exchange.clock.learn(T0_MS, now_s - CLOCK_AGE_S - 1.0)

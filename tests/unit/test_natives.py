@@ -1,4 +1,4 @@
-"""Native candles on a real store and pipeline, with an exchange that shows them as a test wants."""
+"""Native candles on a real store and pipeline, with an exchange that a test controls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class World:
     """A store and an exchange. `shown`: the buckets that the exchange has, one page for each request; `trouble`: the
     error of the next request.
 
-    source: the series that the exchange has in place of `FIVES`; None: it has none.
+    source: the series that the exchange has in place of `FIVES`; None: no such series.
     """
 
     def __init__(self, database: InThreadSqliteDatabase, source: SeriesId | None = FIVES) -> None:

@@ -23,7 +23,7 @@ BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 
 
 class Wire:
-    """A wire that keeps written frames. It accepts none while the outbox is paused."""
+    """A wire that keeps written frames, and accepts none while the outbox is paused."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The draw delta: the drawings of an answer by the reader's cursor."""
+"""The draw delta: which drawings an answer has, by the reader's cursor."""
 
 from __future__ import annotations
 

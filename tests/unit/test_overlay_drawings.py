@@ -260,12 +260,12 @@ def test_each_colour_stands_out_from_the_dark_and_the_light_ground() -> None:
     assert len(colors) == 7
     for color in colors:
         for ground in grounds.groups():
-            # WCAG 2.2, 1.4.11: graphics that carry meaning.
+            # WCAG 2.2, 1.4.11: contrast of meaningful graphics.
             assert contrast(color, ground) >= 3, (color, ground)
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2.2: (L1 + 0.05) / (L2 + 0.05), the lighter first."""
+    """WCAG 2.2: (L1 + 0.05) / (L2 + 0.05), the lighter one first."""
     lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 

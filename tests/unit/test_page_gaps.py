@@ -1,4 +1,4 @@
-"""The gaps of pages: paged forward or back, each gap is in exactly one page."""
+"""The gaps of pages: when paging forward or back, each gap is in exactly one page."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ async def test_each_gap_is_in_exactly_one_page(
 
     def write(store: CandleStore) -> None:
         write_closed(
-            store, BTC, [Candle(60 * one, 1.0, 2.0, 0.5, 1.5, 1.0) for one in sorted(minutes)], Origin("http", 0)
+            store, BTC, [Candle(60 * minute, 1.0, 2.0, 0.5, 1.5, 1.0) for minute in sorted(minutes)], Origin("http", 0)
         )
         spans = [Span(60 * one, 60 * one + 60) for one in sorted(empty - minutes)]
         store.change_gaps(BTC, confirm_empty(store.gaps(BTC), spans, "it said so", 0))

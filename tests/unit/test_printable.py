@@ -1,4 +1,4 @@
-"""Text from outside is shown on one line, and does nothing to a terminal."""
+"""Text from outside is shown on one line, without control characters that a terminal would execute."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ APPLIED = Applied(BTC, (Candle(60, 1.0, 2.0, 0.5, 1.5, 3.0),), frozenset(), comm
 
 
 class Told:
-    """Keeps the calls of subscribers."""
+    """Records the calls of subscribers."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, object]] = []

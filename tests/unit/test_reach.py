@@ -1,4 +1,4 @@
-"""ExchangeWatch: a market is unreachable when neither frames nor answers come, and never because it is quiet."""
+"""ExchangeWatch: a market is unreachable when neither frames nor answers arrive, and never because it is quiet."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +10,7 @@ TICK_S = 0.5
 
 
 class Market:
-    """A market in ticks: `frames` and `answers` say whether they come at present."""
+    """A market in ticks: `frames` and `answers` say whether they arrive at present."""
 
     def __init__(self) -> None:
         self.watch = ExchangeWatch()

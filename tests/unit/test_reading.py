@@ -27,7 +27,7 @@ def page(minutes: Sequence[int], empty: Span | None = None) -> HistoryPage:
 
 @dataclass
 class Reader:
-    """Brings pages, notes in which order they are written, and whether it was closed."""
+    """Returns pages, records the order in which they are written, and whether it was closed."""
 
     pages: Sequence[HistoryPage]
     trouble: Exception | None = None
@@ -50,7 +50,7 @@ class Reader:
 
 @dataclass
 class Board:
-    """Notes what health is told."""
+    """Records the reports to health."""
 
     told: list[object] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""RestGate: requests wait for their turn, and give it back whatever happens to them."""
+"""RestGate: requests wait for their turn, and release it in every case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T0_MS = 1_700_000_040_000 // 60_000 * 60_000
 
 
 class Host:
-    """A gate, and requests through it that end when they are told to."""
+    """A gate, and requests through the gate that end on command."""
 
     def __init__(self, limit: int = 1000) -> None:
         self.clock = ExchangeClock()
@@ -83,7 +83,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_or_just_when_its_turn_
     host = Host()
     tasks = [host.ask(f"{number}", Urgency.REPAIR) for number in range(AT_ONCE + 2)]
     await settled()
-    host.end("0")  # the next one's turn comes just after its cancellation, before it knows of it
+    host.end("0")  # the next request's turn comes just after its cancellation, before it learns of the cancellation
     tasks[AT_ONCE].cancel()
     await settled()
     tasks[AT_ONCE + 1].cancel()
@@ -187,7 +187,7 @@ async def test_a_full_line_refuses_the_less_urgent(monkeypatch: pytest.MonkeyPat
 
 
 def test_requests_that_are_collected_once_their_event_loop_is_gone_let_nobody_else_go() -> None:
-    """So ends a service that is killed in the simulation."""
+    """As a service that is killed in the simulation ends."""
     loop = asyncio.new_event_loop()
 
     async def begun() -> list[asyncio.Task[None]]:

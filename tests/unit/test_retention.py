@@ -72,7 +72,7 @@ class World:
         await asyncio.wait([work])
 
     def sound(self) -> None:
-        """Nothing that is stored differs from what follows from the base, and nothing is missing."""
+        """Every stored candle follows from the base, and none is missing."""
         with SqliteReader(self.database.path) as store:
             for audit in verify(store, HOUR, TARGETS):
                 assert not audit.kinds, audit.shown
@@ -118,12 +118,13 @@ async def test_remaining_derived_candles_have_their_base_and_nothing_is_publishe
         assert world.published == published
         after = await database.read(_everything)
         cut = cut_of(at(head), DAYS, TARGETS)
-        # All candles remain of the kept days, and of the month, the week and the three days in which they begin.
+        # All candles of the kept days remain, and of the month, the week and the three days in which the kept days
+        # begin.
         first = min(row.time for row in before[SERIES][0] if row.time >= cut)
         for series, (candles, ledger, revisions) in before.items():
             assert after[series][0] == [row for row in candles if row.time >= first], series
             assert after[series][1] == [gap for gap in ledger if gap.start >= first], series
-            assert after[series][2] == [one for one in revisions if one >= first], series
+            assert after[series][2] == [revision for revision in revisions if revision >= first], series
         assert any(len(candles) < len(before[series][0]) for series, (candles, _, _) in after.items())
         assert after[SERIES][2] == [at(head - 1)]
 
@@ -131,7 +132,7 @@ async def test_remaining_derived_candles_have_their_base_and_nothing_is_publishe
         await world.write([candle((first - START) // 3600, 1.75)])
         await world.write([candle(hour) for hour in range(head + 1, head + 24 * 40)])
         world.sound()
-        # Nothing remains to be trimmed, and a restart brings nothing back.
+        # Nothing more can be trimmed, and a restart does not restore candles.
         await world.pipeline.refresh_series(SERIES)
         assert (await database.read(lambda store: store.first(SERIES))) == first
 

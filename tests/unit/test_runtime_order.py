@@ -1,4 +1,4 @@
-"""The order in which the service's parts start and stop, and in which they are told of commits and gaps."""
+"""The order in which the service's parts start and stop, and in which they learn of commits and gaps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from klinesync.runtime.bulkheads import Begins, Bulkheads, Part, Work
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 
-# Tasks that run for as long as the service does, in the order in which they start.
+# Tasks that run as long as the service does, in the order in which they start.
 TASKS = (
     "derived forming",
     "supervisors",
@@ -35,13 +35,13 @@ TASKS = (
 
 
 class Diary:
-    """What happened, in order."""
+    """The events, in order."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def noted(self, line: str, work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """The same work; notes that it begins."""
+        """Runs the same work; records its start."""
 
         async def noting() -> None:
             self.lines.append(line)
@@ -51,7 +51,7 @@ class Diary:
 
 
 class NotedBulkheads(Bulkheads):
-    """Notes when each of `TASKS` begins and ends."""
+    """Records when each of `TASKS` begins and ends."""
 
     def __init__(self, diary: Diary) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class NotedBulkheads(Bulkheads):
             self._diary.lines.append(f"start {name}")
             try:
                 await work()
-                await asyncio.Event().wait()  # the sweep and the redo are over at once, and would end early
+                await asyncio.Event().wait()  # the sweep and the redo would end at once
             finally:
                 self._diary.lines.append(f"stop {name}")
 
@@ -81,7 +81,7 @@ class NotedBulkheads(Bulkheads):
 
 
 class NotedStore(InThreadSqliteDatabase):
-    """Notes when the store is opened and closed."""
+    """Records when the store is opened and closed."""
 
     def __init__(self, path: Path, diary: Diary) -> None:
         super().__init__(path, pause=lambda: asyncio.sleep(0))
@@ -99,7 +99,7 @@ class NotedStore(InThreadSqliteDatabase):
 
 
 def parts_of(store: Path, diary: Diary) -> tuple[RuntimeFlags, ServedParts]:
-    """The parts of a service whose exchange cannot be reached."""
+    """The parts of a service whose exchange is unreachable."""
     nowhere = {
         f"binance_{market}_{kind}_url": f"{scheme}://127.0.0.1:9"
         for market in ("spot", "futures")

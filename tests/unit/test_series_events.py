@@ -1,4 +1,4 @@
-"""Events of series: names, sentences, dates, and the scope that each is noted for."""
+"""Events of series: names, sentences, dates, and the scope of each: a series or a market."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def at(minute: int) -> int:
 
 
 class World:
-    """Events, and the time that they are dated by."""
+    """The events, and the time with which they are dated."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

@@ -1,4 +1,4 @@
-"""Faults as they are written down, and the page that describes them."""
+"""Faults in their JSON form, and the page that describes them."""
 
 from __future__ import annotations
 

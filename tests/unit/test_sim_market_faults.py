@@ -1,4 +1,4 @@
-"""Faults of the market without sockets: who asks later finds the same truth, whatever was worked out before."""
+"""Faults of the market without sockets: later queries find the same candles, whatever was computed before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from klinesync.sim.market_faults import MarketFaults
 from klinesync.sim.server import SimConfig, build_exchange
 from klinesync.sim.streams import Streams
 
-MINUTE_S = 1_780_315_200  # of five, too
+MINUTE_S = 1_780_315_200  # of five minutes as well
 NOW_MS = (MINUTE_S + 140) * 1000
 FIVE = Grid(Timeframe.parse("5m"))
 
@@ -78,7 +78,7 @@ def test_a_pushed_revision_closes_no_candle_that_is_still_open(market: Market) -
 
 
 def test_a_revision_before_the_final_event_is_in_that_event_and_not_pushed_twice(market: Market) -> None:
-    close_ms = (MINUTE_S + 180) * 1000  # a final event on spot comes two milliseconds later, or more
+    close_ms = (MINUTE_S + 180) * 1000  # a final event on spot comes at least two milliseconds after the close
     market.run(close_ms)
     market.faults.revise(Revise(push=True), close_ms + 1)
     closed = [one for one in market.run(close_ms + 1000) if one.closed]
@@ -96,9 +96,9 @@ def test_the_present_minute_of_a_symbol_that_does_not_exist_is_not_there_either(
     market.faults.lift(7, unlisted, NOW_MS + 600_000)
     first_s = (NOW_MS + 600_000) // 60_000 * 60 + 60
     events = market.run((first_s + 290) * 1000)
-    assert {one.row.time for one in events if one.stream.grid.is_minute} == {first_s + 60 * at for at in range(5)}
+    assert {event.row.time for event in events if event.stream.grid.is_minute} == {first_s + 60 * at for at in range(5)}
     assert market.listing.tape.first_s == market.listing.onboard_s == first_s
-    (five,) = [one for one in events if one.closed and not one.stream.grid.is_minute]
+    (five,) = [event for event in events if event.closed and not event.stream.grid.is_minute]
     begun = market.listing.tape.minutes(five.row.time, five.row.time + 300)
     assert five.row.trades == begun.trades.sum()
 

@@ -37,7 +37,7 @@ Values = tuple[int, float, float, float, float, float]
 def table(unit: Unit = "ns", candles: list[Values] = CANDLES) -> pa.Table:
     time, *values = zip(*candles, strict=True)
     scale = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
-    date = pa.array([one * scale for one in time], pa.timestamp(unit, "UTC"))
+    date = pa.array([value * scale for value in time], pa.timestamp(unit, "UTC"))
     return pa.table(
         [date, *(pa.array(column, pa.float64()) for column in values)],
         names=["date", "open", "high", "low", "close", "volume"],
@@ -84,10 +84,10 @@ def test_parquet_json_and_gzipped_json_are_read_like_feather(tmp_path: Path) -> 
     futures.mkdir()
     (futures / "SOL_USDT_USDT-1m-futures.json.gz").write_bytes(gzip.compress(json_rows()))
     recordings = load_recordings(tmp_path, 1)
-    assert [(one.symbol.market, one.symbol.name) for one in recordings] == [
+    assert [(recording.symbol.market, recording.symbol.name) for recording in recordings] == [
         ("futures", "SOLUSDT"), ("spot", "BTCUSDT"), ("spot", "ETHBTC"),
     ]  # fmt: skip
-    assert all(kept(one) == CANDLES for one in recordings)
+    assert all(kept(recording) == CANDLES for recording in recordings)
 
 
 @pytest.mark.parametrize("header", [True, False])
@@ -108,12 +108,12 @@ def test_archives_are_read_with_all_their_columns(tmp_path: Path, header: bool, 
 
 def test_what_freqtrade_leaves_out_is_guessed_the_same_every_time(tmp_path: Path) -> None:
     pa_feather.write_feather(table(), str(tmp_path / "BTC_USDT-1m.feather"))
-    (one,), (again,), (other) = (load_recordings(tmp_path, seed) for seed in (1, 1, 2))
-    assert one.rows.quote.tolist() == again.rows.quote.tolist()
-    assert one.rows.taker_volume.tolist() != other[0].rows.taker_volume.tolist()
-    assert one.rows.trades.tolist()[1] == 0
-    assert (one.rows.trades[[0, 2]] >= 4).all(), "open, high, low and close differ: four trades at least"
-    assert np.array_equal(one.rows.first_id[1:], one.rows.first_id[:-1] + one.rows.trades[:-1])
+    (recording,), (again,), (other) = (load_recordings(tmp_path, seed) for seed in (1, 1, 2))
+    assert recording.rows.quote.tolist() == again.rows.quote.tolist()
+    assert recording.rows.taker_volume.tolist() != other[0].rows.taker_volume.tolist()
+    assert recording.rows.trades.tolist()[1] == 0
+    assert (recording.rows.trades[[0, 2]] >= 4).all(), "open, high, low and close differ: four trades at least"
+    assert np.array_equal(recording.rows.first_id[1:], recording.rows.first_id[:-1] + recording.rows.trades[:-1])
 
 
 def test_other_timeframes_and_other_files_are_passed_over(tmp_path: Path) -> None:
@@ -217,30 +217,34 @@ def test_holes_stay_holes_and_the_tape_is_shifted(tmp_path: Path) -> None:
 
 
 def test_recorded_candles_go_through_rest_and_read_back_bit_for_bit(real_data: Path) -> None:
-    """Every value of every recorded candle, as text and back."""
+    """Every value of every recorded candle, to text and back."""
     for folder in ("spot", "futures_um", "gaps", "archive"):
         recordings = load_recordings(real_data / folder, 1)
-        exchange = make_exchange([(one.symbol, RecordedTape(one.rows, 0)) for one in recordings], 1, 0, "recorded")
-        for one in recordings:
-            listing = exchange.listings(one.symbol.market)[one.symbol.name]
-            end_ms = (one.span.end + 60) * 1000
+        exchange = make_exchange(
+            [(recording.symbol, RecordedTape(recording.rows, 0)) for recording in recordings], 1, 0, "recorded"
+        )
+        for recording in recordings:
+            listing = exchange.listings(recording.symbol.market)[recording.symbol.name]
+            end_ms = (recording.span.end + 60) * 1000
             rows = listing.klines(Grid(Timeframe.parse("1m")), 0, None, 10**6, end_ms)
             read = json.loads(kline_rows(listing, Grid(Timeframe.parse("1m")), rows))
             for column, name in ((1, "open"), (2, "high"), (3, "low"), (4, "close"), (5, "volume"), (7, "quote")):
                 texts = np.array([float(row[column]) for row in read])
-                assert np.array_equal(texts, getattr(one.rows, name)), (one.symbol, name)
-            assert [row[0] // 1000 for row in read] == one.rows.time.tolist()
-            if one.symbol.market == "spot" and folder == "spot":
+                assert np.array_equal(texts, getattr(recording.rows, name)), (recording.symbol, name)
+            assert [row[0] // 1000 for row in read] == recording.rows.time.tolist()
+            if recording.symbol.market == "spot" and folder == "spot":
                 assert {len(row[1].partition(".")[2]) for row in read} == {8}
 
 
 def test_folded_candles_are_the_exchanges_own(real_data: Path) -> None:
     """Our 5m and 15m candles against those that were recorded from the exchange."""
-    one = next(one for one in load_recordings(real_data / "spot", 1) if one.symbol.name == "BTCUSDT")
-    listing = make_exchange([(one.symbol, RecordedTape(one.rows, 0))], 1, 0, "recorded").spot["BTCUSDT"]
+    recording = next(
+        recording for recording in load_recordings(real_data / "spot", 1) if recording.symbol.name == "BTCUSDT"
+    )
+    listing = make_exchange([(recording.symbol, RecordedTape(recording.rows, 0))], 1, 0, "recorded").spot["BTCUSDT"]
     for code in ("5m", "15m"):
         theirs = pa_feather.read_table(str(real_data / "spot" / f"BTC_USDT-{code}.feather"))
-        ours = listing.klines(Grid(Timeframe.parse(code)), 0, None, 10**6, (one.span.end + 10**6) * 1000)
+        ours = listing.klines(Grid(Timeframe.parse(code)), 0, None, 10**6, (recording.span.end + 10**6) * 1000)
         time = theirs.column("date").cast(pa.int64()).to_numpy() // 10**9
         both = np.isin(time, ours.time[:-1])
         assert both.sum() > 8000

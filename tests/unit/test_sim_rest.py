@@ -41,7 +41,7 @@ def read(answer: RestAnswer) -> object:
 
 
 def klines(api: RestApi, market: Market = "spot", path: str = "klines", **params: object) -> list[list[object]]:
-    """The rows that come for BTCUSDT and 1m, where `params` do not say otherwise."""
+    """The rows for BTCUSDT and 1m, unless `params` say otherwise."""
     defaults = {"pair" if path in ("continuousKlines", "indexPriceKlines") else "symbol": "BTCUSDT", "interval": "1m"}
     answer = ask(api, market, path, **(defaults | params))
     assert answer.status == 200, answer.body

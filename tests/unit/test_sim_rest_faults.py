@@ -11,7 +11,7 @@ NOW_MS = 1_780_315_217_000  # 17 seconds into a minute
 
 
 def statuses(faults: RestFaults, times_ms: Iterable[int], market: Market = "spot") -> list[int]:
-    """What requests for the time at those moments are answered with."""
+    """The statuses of requests for the time at those moments."""
     found: list[int] = []
     for now_ms in times_ms:
         refusal = faults.refuse(market, "time", {}, now_ms)

@@ -63,23 +63,32 @@ def test_an_id_is_echoed_as_it_was_sent(request_id: object) -> None:
 
 
 def test_subscriptions_are_a_set_in_the_order_of_arrival_and_dead_names_are_in_it() -> None:
-    one = session()
-    assert one.receive('{"method":"SUBSCRIBE","params":["b","NOPE@x","b"],"id":1}').subscribe == ("b", "NOPE@x")
-    assert one.receive('{"method":"SUBSCRIBE","params":["b","c"],"id":2}').subscribe == ("c",)
-    assert said(one.receive('{"method":"LIST_SUBSCRIPTIONS","id":3}')) == {"result": ["b", "NOPE@x", "c"], "id": 3}
-    answer = one.receive('{"method":"UNSUBSCRIBE","params":["b","never"],"id":4}')
+    connection = session()
+    assert connection.receive('{"method":"SUBSCRIBE","params":["b","NOPE@x","b"],"id":1}').subscribe == ("b", "NOPE@x")
+    assert connection.receive('{"method":"SUBSCRIBE","params":["b","c"],"id":2}').subscribe == ("c",)
+    assert said(connection.receive('{"method":"LIST_SUBSCRIPTIONS","id":3}')) == {
+        "result": ["b", "NOPE@x", "c"],
+        "id": 3,
+    }
+    answer = connection.receive('{"method":"UNSUBSCRIBE","params":["b","never"],"id":4}')
     assert said(answer) == {"result": None, "id": 4}
     assert answer.unsubscribe == ("b",)
-    assert said(one.receive('{"method":"LIST_SUBSCRIPTIONS","id":5}')) == {"result": ["NOPE@x", "c"], "id": 5}
+    assert said(connection.receive('{"method":"LIST_SUBSCRIPTIONS","id":5}')) == {"result": ["NOPE@x", "c"], "id": 5}
 
 
 def test_the_combined_property_can_be_read_and_set() -> None:
-    one = session(combined=False)
-    assert said(one.receive('{"method":"GET_PROPERTY","params":["combined"],"id":1}')) == {"result": False, "id": 1}
-    answer = one.receive('{"method":"SET_PROPERTY","params":["combined",true],"id":2}')
+    connection = session(combined=False)
+    assert said(connection.receive('{"method":"GET_PROPERTY","params":["combined"],"id":1}')) == {
+        "result": False,
+        "id": 1,
+    }
+    answer = connection.receive('{"method":"SET_PROPERTY","params":["combined",true],"id":2}')
     assert said(answer) == {"result": None, "id": 2}
     assert answer.rewrap
-    assert said(one.receive('{"method":"GET_PROPERTY","params":["combined"],"id":3}')) == {"result": True, "id": 3}
+    assert said(connection.receive('{"method":"GET_PROPERTY","params":["combined"],"id":3}')) == {
+        "result": True,
+        "id": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -110,21 +119,21 @@ def test_the_combined_property_can_be_read_and_set() -> None:
     ],
 )
 def test_a_bad_request_is_told_nested_and_changes_nothing(text: str, error: tuple[int, str], echo: object) -> None:
-    one = session()
-    answer = one.receive(text)
+    connection = session()
+    answer = connection.receive(text)
     expected: dict[str, object] = {"error": {"code": error[0], "msg": error[1]}}
     if echo is not None:
         expected["id"] = echo
     assert said(answer) == expected
     assert not answer.subscribe
     assert answer.close is None
-    assert one.names == {}
+    assert connection.names == {}
 
 
 def test_the_stream_beyond_1024_closes_the_connection() -> None:
-    one = session()
+    connection = session()
     names = [f"s{at}@kline_1m" for at in range(1024)]
-    assert one.receive(json.dumps({"method": "SUBSCRIBE", "params": names, "id": 1})).close is None
-    answer = one.receive('{"method":"SUBSCRIBE","params":["one_more"],"id":2}')
+    assert connection.receive(json.dumps({"method": "SUBSCRIBE", "params": names, "id": 1})).close is None
+    answer = connection.receive('{"method":"SUBSCRIBE","params":["one_more"],"id":2}')
     assert said(answer) == {"error": {"code": 4, "msg": "Too many subscriptions"}}
     assert answer.close == (1008, "Invalid request")

@@ -16,7 +16,7 @@ PERPETUAL = PERPETUAL.replace(b'"T":1780315259999,"s":"BTCUSDT"', b'"T":17803152
 
 
 def changed(variant: Variant, event: bytes = EVENT, **more: bool) -> dict[str, tuple[object, object]]:
-    """What the variant changes: good and spoilt value by path."""
+    """The changes of the variant: valid and spoilt value by path."""
     payload, is_binary = spoil(event, Spoilt(variant, "ETHUSDT"), None, micro=more.get("micro", False))
     assert not is_binary
     good, bad = json.loads(event), json.loads(payload)

@@ -1,4 +1,4 @@
-"""StampCheck: frames that the exchange's clock does not explain wait for REST's time."""
+"""StampCheck: frames with stamps that the exchange's clock does not explain wait for REST's time."""
 
 import asyncio
 

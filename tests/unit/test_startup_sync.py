@@ -19,7 +19,7 @@ TIMEOUT_S = 10.0
 
 
 class Ingest:
-    """What the sweep is given. A series is up to date when `let` says so."""
+    """The arguments of the sweep. A series is up to date when `let` says so."""
 
     def __init__(self) -> None:
         self.followed: list[SeriesId] = []

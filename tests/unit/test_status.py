@@ -110,25 +110,25 @@ def test_the_reason_of_a_rest_fallback_is_shown() -> None:
 
 def test_each_trouble_of_other_parts_has_its_reason() -> None:
     good = MarketFacts("binance", GOOD)
-    one = status(facts(good, store=StoreFacts("the store cannot be written: disk full", None, 7)))
-    assert (one.status, one.status_reason) == ("red", "store_unavailable")
-    assert (one.store.ok, one.store.detail, one.store.queued_candles) == (
+    answer = status(facts(good, store=StoreFacts("the store cannot be written: disk full", None, 7)))
+    assert (answer.status, answer.status_reason) == ("red", "store_unavailable")
+    assert (answer.store.ok, answer.store.detail, answer.store.queued_candles) == (
         False,
         "the store cannot be written: disk full",
         7,
     )
-    one = status(facts(good, store=StoreFacts(damaged="binance:spot:BTC/USDT:1m: 3 chunks are damaged")))
-    assert (one.status, one.status_reason, one.store.ok) == ("red", "store_damaged", False)
-    one = status(facts(replace(good, clocks_differ="they differ by 3 s")))
-    assert (one.status, one.status_reason, one.exchanges[0].state) == ("yellow", "clocks_differ", "degraded")
-    one = status(facts(good, restarts=[Restart("connection 1 spot", RESTART_COUNTS_S - 1)]))
-    assert (one.status, one.status_reason) == ("yellow", "part_restarted")
+    answer = status(facts(good, store=StoreFacts(damaged="binance:spot:BTC/USDT:1m: 3 chunks are damaged")))
+    assert (answer.status, answer.status_reason, answer.store.ok) == ("red", "store_damaged", False)
+    answer = status(facts(replace(good, clocks_differ="they differ by 3 s")))
+    assert (answer.status, answer.status_reason, answer.exchanges[0].state) == ("yellow", "clocks_differ", "degraded")
+    answer = status(facts(good, restarts=[Restart("connection 1 spot", RESTART_COUNTS_S - 1)]))
+    assert (answer.status, answer.status_reason) == ("yellow", "part_restarted")
     assert status(facts(good, restarts=[Restart("connection 1 spot", RESTART_COUNTS_S)])).status == "green"
-    one = status(facts(good, series=["green", "yellow"]))
-    assert (one.status, one.status_reason) == ("yellow", "series_yellow")
-    one = status(facts(good, series=["red", "yellow"]))
-    assert (one.status, one.status_reason) == ("red", "series_red")
-    assert (one.series.green, one.series.yellow, one.series.red) == (0, 1, 1)
+    answer = status(facts(good, series=["green", "yellow"]))
+    assert (answer.status, answer.status_reason) == ("yellow", "series_yellow")
+    answer = status(facts(good, series=["red", "yellow"]))
+    assert (answer.status, answer.status_reason) == ("red", "series_red")
+    assert (answer.series.green, answer.series.yellow, answer.series.red) == (0, 1, 1)
 
 
 def test_an_idle_service_is_green_and_says_why() -> None:
@@ -167,18 +167,18 @@ def test_the_colour_is_that_of_the_worst_part(
     markets: list[MarketFacts], series: list[Status], store: StoreFacts
 ) -> None:
     answer = status(facts(*markets, series=series, store=store))
-    traded = [one for one in markets if any(each.state != "delisted" for each in one.contact.streams)]
+    traded = [market for market in markets if any(each.state != "delisted" for each in market.contact.streams)]
     red = (
         bool(store.error or store.damaged)
         or "red" in series
-        or any(one.contact.unreachable or one.contact.refused for one in traded)
+        or any(market.contact.unreachable or market.contact.refused for market in traded)
     )
     bad = {"stale", "rest_fallback", "reconnecting"}
-    yellow = "yellow" in series or any(each.state in bad for one in traded for each in one.contact.streams)
+    yellow = "yellow" in series or any(each.state in bad for market in traded for each in market.contact.streams)
     assert answer.status == ("red" if red else "yellow" if yellow else "green")
     assert answer.status == STATUS[answer.status_reason]
     assert answer.detail
-    for one, told in zip(markets, answer.exchanges, strict=True):
+    for market, told in zip(markets, answer.exchanges, strict=True):
         counts = told.streams
         total = counts.live + counts.subscribed + counts.stale + counts.rest_fallback
-        assert total + counts.reconnecting + counts.delisted == len(one.contact.streams)
+        assert total + counts.reconnecting + counts.delisted == len(market.contact.streams)

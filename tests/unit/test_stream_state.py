@@ -1,4 +1,4 @@
-"""The states of a stream, as the wire spells them and as sentences name them."""
+"""The states of a stream, in the spelling of the wire and in sentences."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Points in time as people write them."""
+"""Points in time, parsed from people's notations."""
 
 from datetime import UTC, datetime, timedelta, timezone
 

@@ -37,7 +37,7 @@ def ticker(symbol_id: str, volume: float, price: float = 2.0) -> Ticker:
 
 
 class Exchange(FakeExchange):
-    """What the exchange tells, on clocks that the test moves."""
+    """The exchange's answers, on clocks that the test moves."""
 
     def __init__(self) -> None:
         super().__init__()

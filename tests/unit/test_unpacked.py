@@ -25,7 +25,7 @@ NAMES = ["candle_time", "open", "high", "low", "close", "volume"]
 
 
 def table(rows: int = ROWS) -> pa.Table:
-    """Minutes at one price: what packs best."""
+    """Minutes at one price, which compress best."""
     price = pa.array(np.full(rows, 1.0))
     return pa.table([pa.array(np.arange(rows) * 60), *[price] * 5], names=NAMES)
 

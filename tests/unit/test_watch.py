@@ -16,14 +16,10 @@ from klinesync.client.board import (
     Column,
     Health,
     Unanswered,
-    change,
-    duration,
     fitting,
     notice,
-    number,
-    places,
-    sparkline,
 )
+from klinesync.client.figures import change, duration, number, places, sparkline
 from klinesync.client.updates import CaughtUp, ClosedCandle, Connected, Disconnected, FormingCandle, Gap, System, Update
 from klinesync.client.watch import as_json, line
 from klinesync.core.candle import MAX_VALUE, Candle
@@ -253,7 +249,7 @@ def test_health_has_its_colour_and_its_reason(status: str) -> None:
     assert judged.style == status
     assert detail.plain == "no frames"
     board.take(disconnected("gone"), NOW)
-    board.judge(Health("green", "up_to_date", "live"), NOW)  # asked while the connection is still to be made
+    board.judge(Health("green", "up_to_date", "live"), NOW)  # requested while the connection is still being made
     assert "green" not in "".join(shown(board))
     assert shown(board)[0] == f"{SERIES}  not connected, trying again"
     board.take(connected(START, "live"), NOW)

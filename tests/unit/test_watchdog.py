@@ -1,4 +1,4 @@
-"""Watchdog: code that takes too long is made to raise, and an unused watchdog has no thread."""
+"""Watchdog: code that exceeds its time is interrupted by an exception, and an unused watchdog has no thread."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_stopped_process_has_not_timed_out(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "within\n"
         process.send_signal(signal.SIGSTOP)
-        time.sleep(3.0)  # ten times the limit, twice that for what waits
+        time.sleep(3.0)  # ten times the limit, and twice as long for waiting code
         process.send_signal(signal.SIGCONT)
         assert process.stdout.readline() == "done\n"
         assert process.wait(30) == 0

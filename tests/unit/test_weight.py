@@ -1,4 +1,4 @@
-"""The weight budget: who goes when, and how much may be used."""
+"""The weight budget: which request is sent when, and how much weight may be used."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T0_MS = 1_700_000_040_000 // MINUTE_MS * MINUTE_MS
 
 
 def at(second: float, since_s: float = 0.0) -> Now:
-    """So many seconds after the start of a minute of the exchange, our clock started with it."""
+    """That many seconds after the start of an exchange minute, at which our clock started as well."""
     return Now(T0_MS + int(second * 1000), since_s + second)
 
 
 def go(budget: WeightBudget, urgency: Urgency, heavy: int, now: Now, used: int | None = None) -> Turn | None:
-    """Ask for one request; when it may go, it is sent and answered."""
+    """Request one turn; when it is granted, the request is sent and answered."""
     turn = budget.join(Errand(urgency), heavy)
     assert turn is not None
     if budget.next(now) is not turn:
@@ -271,8 +271,8 @@ class CountingExchange:
 def test_the_exchanges_count_stays_below_our_share_whatever_comes_late_or_never(
     seed: int, behind_ms: int, speed: float, others: int, losses: float
 ) -> None:
-    """Requests of several weights at any pace, answers late, out of order or lost, others at the same address, and an
-    estimate of the exchange's clock that lags: the count passes our share by what is under way at most."""
+    """Requests of several weights at any pace, answers late, out of order or lost, other processes at the same address,
+    and a lagging estimate of the exchange's clock: the count exceeds our share at most by the weight in flight."""
     rng = Random(seed)
     exchange, budget = CountingExchange(), WeightBudget(1000)
     true_ms, ours_s = T0_MS + rng.randrange(MINUTE_MS), 5000.0
@@ -291,7 +291,7 @@ def test_the_exchanges_count_stays_below_our_share_whatever_comes_late_or_never(
             budget.sent(turn)
             lost = rng.random() < losses
             used = exchange.charge(turn.weight, true_ms) if not lost or rng.random() < 0.5 else None
-            # Others may pass our share as they like; we add to it only what we could not know of.
+            # Other processes may exceed our share; we add only weight that we could not know of.
             assert exchange.used <= 800 + AT_ONCE * (heaviest + others)
             under_way.append((turn, None if lost else used))
         if under_way and (rng.random() < 0.6 or len(under_way) == AT_ONCE):

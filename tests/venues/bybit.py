@@ -1,4 +1,4 @@
-"""bybit v5: rows newest first, strings, the open one among them; every answer tells the time; a stream."""
+"""bybit v5: rows newest first, values as strings, the forming row included; every answer tells the time; a stream."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Ask(Enum):
-    """What a request asks for."""
+    """The kind of a request."""
 
     TIME = "time"
     MARKETS = "markets"
@@ -30,7 +30,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Status 200, and a body that is no answer."""
+    """Status 200 with an invalid body."""
 
     body: str
     content_type: str = "application/json"
@@ -43,7 +43,7 @@ class Hang:
 
 @dataclass(frozen=True, slots=True)
 class Drip:
-    """The true answer, a byte in so many seconds."""
+    """The true answer, one byte per so many seconds."""
 
     every_s: float = 0.2
 
@@ -60,21 +60,20 @@ EMPTY_OBJECT = Body("{}")
 SERVER_ERROR = Status(500)
 UNAVAILABLE = Status(503)
 FORBIDDEN = Status(403, "Forbidden")
-# As okx sends it: plain text.
+# okx sends plain text.
 TOO_MANY = Status(429, "Too Many Requests")
-# With the code of okx in JSON.
+# With okx's code in JSON.
 TOO_MANY_CODE = Status(429, '{"code":"50011","msg":"Too Many Requests"}', "application/json")
 
 
 def too_many(retry_after: str) -> Status:
-    """A 429 that says for how long to wait."""
+    """A 429 with `Retry-After`."""
     return Status(429, TOO_MANY.body, retry_after=retry_after)
 
 
 class StreamFault(Enum):
-    """What is wrong with the stream. REFUSED: the handshake is refused. SILENT: subscriptions are acknowledged, and no
-    candle comes. FROZEN: the candle that was pushed last comes again and again. WRONG: candles have other values than
-    REST has."""
+    """The fault of the stream. REFUSED: the handshake is refused. SILENT: subscriptions are acknowledged, and no candle
+    arrives. FROZEN: the candle that was pushed last is repeated. WRONG: candles have other values than REST."""
 
     REFUSED = "refused"
     SILENT = "silent"

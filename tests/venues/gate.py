@@ -1,4 +1,4 @@
-"""gate v4: rows of spot are lists, of swaps objects; what lies behind 10,000 candles is a wrong request."""
+"""gate v4: rows of spot are lists, of swaps objects; a request beyond the newest 10,000 candles is an error."""
 
 from __future__ import annotations
 

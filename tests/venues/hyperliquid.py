@@ -1,4 +1,4 @@
-"""hyperliquid: the newest 5000 candles; an answer weighs 20 and one for each 60 rows; quiet minutes come late."""
+"""hyperliquid: the newest 5000 candles; an answer weighs 20, plus one for each 60 rows; quiet minutes arrive late."""
 
 from __future__ import annotations
 

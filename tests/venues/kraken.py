@@ -1,4 +1,4 @@
-"""kraken: REST has the newest 720 candles and no more; minutes without trades are left out; no stream through ccxt."""
+"""kraken: REST has the newest 720 candles only; minutes without trades are left out; ccxt has no stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from venues.faults import Ask
 from venues.market import Pair, Quiet, Row
 from venues.venue import Query, Refused, Venue, strings
 
-# What kraken calls some assets.
+# kraken's own names of some assets.
 NAMES = {"BTC": "XXBT", "ETH": "XETH"}
 
 

@@ -1,7 +1,7 @@
-"""What a venue trades: pairs, and the rows of its candles as they stand at a moment. Pure.
+"""The market of a venue: pairs, and the rows of its candles at a moment. Pure.
 
-A row is a function of symbol, timeframe, open time and the venue's time. Rows grow while they are open, keep values
-that are not final yet for `late_ms` behind their end, and are final from then on.
+A row is a function of symbol, timeframe, open time and the venue's time. Rows grow while they are forming, keep values
+that are not final yet for `late_ms` after their end, and are final from then on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from math import inf
 from typing import NamedTuple
 from zlib import crc32
 
-# The share of a row that has happened when its length is over, where the row is still to change.
+# The share of the trades in a row at its end, when the row still changes afterwards.
 UNFINISHED = 0.97
 BASE_PRICE = 1000.0
 
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 class Quiet(Enum):
-    """What a venue makes of minutes without trades: flat rows, no rows, or first none and later flat rows."""
+    """The rows of minutes without trades: flat rows, no rows, or flat rows that appear later."""
 
     FLAT = "flat"
     OMITTED = "omitted"
@@ -41,8 +41,8 @@ class Quiet(Enum):
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One symbol. settle: None for a spot pair, the settle asset for a perpetual swap. listed_s: open time of its first
-    candle, UTC seconds. quiet_percent: how many of a hundred minutes have no trade. quiet_from_s: there are no
-    trades from then on. traded: whether it is traded."""
+    candle, UTC seconds. quiet_percent: share of the minutes without a trade. quiet_from_s: no trades from then on.
+    traded: whether it is traded."""
 
     base: str
     quote: str = "USDT"
@@ -62,9 +62,9 @@ class Pair:
 class Candles:
     """The rows of a venue.
 
-    quiet: what becomes of minutes without trades; flat rows come `late_flat_ms` behind the end where they come late.
-    late_ms: rows change up to so many ms behind their end, each row at a moment of its own, a random one from 0 on.
-    always_late: every row changes `late_ms` behind its end.
+    quiet: the rows of minutes without trades; late flat rows appear `late_flat_ms` after their end. late_ms: rows
+    change up to so many ms after their end, each row at its own random moment from 0 on. always_late: every row changes
+    exactly `late_ms` after its end.
     """
 
     quiet: Quiet = Quiet.FLAT
@@ -73,7 +73,7 @@ class Candles:
     late_flat_ms: int = 90_000
 
     def final(self, pair: Pair, frame_s: int, open_s: int) -> Row | None:
-        """The row as it stays; None where it is left out for good."""
+        """The final row; None where the row is left out for good."""
         if open_s < pair.listed_s:
             return None
         start = _price(pair, open_s)
@@ -82,7 +82,7 @@ class Candles:
         return _row(pair, frame_s, open_s, 1.0)
 
     def row(self, pair: Pair, frame_s: int, open_s: int, now_ms: int) -> Row | None:
-        """The row as it stands at `now_ms`; None where there is none (yet)."""
+        """The row at `now_ms`; None where there is none (yet)."""
         if open_s * 1000 > now_ms:
             return None
         end_ms = (open_s + frame_s) * 1000
@@ -95,13 +95,13 @@ class Candles:
         return _row(pair, frame_s, open_s, max(0.02, min(passed, UNFINISHED)))
 
     def rows(self, pair: Pair, frame_s: int, start_s: int, end_s: int, now_ms: int) -> list[Row]:
-        """The rows that open in [start_s, end_s), ascending, as they stand."""
+        """The rows that open in [start_s, end_s), ascending, at the present time."""
         opens = range(max(_ceil(start_s, frame_s), _ceil(pair.listed_s, frame_s)), end_s, frame_s)
         found = (self.row(pair, frame_s, open_s, now_ms) for open_s in opens if open_s * 1000 <= now_ms)
         return [row for row in found if row is not None]
 
     def newest_first(self, pair: Pair, frame_s: int, end_s: int, now_ms: int) -> Iterator[Row]:
-        """The rows that open before `end_s`, descending, as they stand."""
+        """The rows that open before `end_s`, descending, at the present time."""
         open_s = min(end_s - 1, now_ms // 1000) // frame_s * frame_s
         while open_s >= pair.listed_s:
             row = self.row(pair, frame_s, open_s, now_ms)
@@ -110,17 +110,17 @@ class Candles:
             open_s -= frame_s
 
     def final_ms(self, pair: Pair, frame_s: int, open_s: int) -> int:
-        """From when on the row stays as it is."""
+        """The time from which the row is final."""
         late_ms = self.late_ms if self.always_late else _dice(pair, frame_s, open_s, "late") % (self.late_ms + 1)
         return (open_s + frame_s) * 1000 + late_ms
 
     def is_quiet(self, pair: Pair, frame_s: int, open_s: int) -> bool:
-        """Whether nothing was traded."""
+        """Whether the minute has no trades."""
         return open_s >= pair.quiet_from_s or _dice(pair, frame_s, open_s, "quiet") % 100 < pair.quiet_percent
 
 
 def _row(pair: Pair, frame_s: int, open_s: int, part: float) -> Row:
-    """The row when so great a part of it has happened."""
+    """The row after that share of its trades."""
     start, end = _price(pair, open_s), _price(pair, open_s + frame_s)
     close = round(start + (end - start) * part, 2)
     swing = (1 + _dice(pair, frame_s, open_s, "swing") % 300) / 100

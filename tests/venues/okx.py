@@ -1,4 +1,5 @@
-"""okx v5: rows newest first, strings; REST shows the newest 1440 candles, older ones by another path; a stream."""
+"""okx v5: rows newest first, values as strings; REST shows the newest 1440 candles, older ones on another path; a
+stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ccxt's own exchange objects, unmodified, whose addresses are those of local doubles."""
+"""ccxt's own exchange objects, unmodified, with the addresses of local doubles."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SERVER = re.compile(r"^(http|ws)s?://[^/]+")
 
 
 def maker(venue: Venue, *, timeout_s: float = 10.0) -> Maker:
-    """Makes ccxt's object of that venue. It needs ccxt. A venue that is quick may be asked as much more often.
+    """ccxt's object of that venue. Needs ccxt. A faster venue allows proportionally more requests.
 
-    timeout_s: when ccxt gives up a request.
+    timeout_s: ccxt's timeout of a request.
     """
 
     def make(name: str) -> Ccxt:

@@ -1,4 +1,4 @@
-"""Venue: a server on loopback that answers as one venue does. A subclass gives answers their shape."""
+"""Venue: a server on loopback that answers like one venue. A subclass gives answers their format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from venues.faults import Ask, Body, Cut, DateHeader, Drip, Fault, Hang, Status,
 from venues.market import Candles, Pair, Quiet, Row
 
 FRAMES_S = {"1m": 60, "5m": 300, "15m": 900, "1h": 3600, "4h": 14_400, "1d": 86_400}
-# A venue that is quicker than the clock of this machine begins so far behind it: ccxt bounds requests by that clock.
+# How far a faster venue starts behind this machine's clock: ccxt bounds requests by that clock.
 QUICK_BEHIND_S = 7200.0
 DEFAULT_PAIRS = (
     *(Pair(base) for base in ("BTC", "ETH", "SOL", "XRP", "ADA", "DOT")),
@@ -38,7 +38,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A request that came: when (monotonic seconds), what for, and what the venue charges for it."""
+    """A received request: when (monotonic seconds), of which kind, and its weight at the venue."""
 
     at_s: float
     ask: Ask
@@ -47,7 +47,7 @@ class Seen:
 
 
 class Refused(Exception):
-    """The venue calls the request wrong."""
+    """The venue refuses the request as invalid."""
 
     def __init__(self, status: int, body: object) -> None:
         super().__init__(body)
@@ -58,22 +58,22 @@ class Refused(Exception):
 class Venue(ABC):
     """One venue. Use it as an async context manager.
 
-    pairs: what it lists.
-    speed: how much quicker its time passes than ours. Its time of the start is ours, or less where it is quicker.
+    pairs: the listed pairs.
+    speed: how much faster its time passes than ours. It starts at our time, or earlier when it is faster.
     late_ms, always_late: how late rows change, see `Candles`.
-    final: how rows are made.
+    final: makes the final rows.
     """
 
     name: ClassVar[str]
     quiet: ClassVar[Quiet] = Quiet.FLAT
-    # The least time between two requests by ccxt, in ms.
+    # The shortest time between two requests by ccxt, in ms.
     rate_limit_ms: ClassVar[float]
     # How many of the newest candles REST has; None: all.
     depth: ClassVar[int | None] = None
-    # What the venue allows in a minute, in the unit of `weight`.
+    # The venue's limit per minute, in the unit of `weight`.
     weight_per_minute: float
     stream_path: ClassVar[str | None] = None
-    # The words for timeframes.
+    # The venue's names of timeframes.
     bars: ClassVar[Mapping[str, str]]
 
     def __init__(
@@ -91,10 +91,10 @@ class Venue(ABC):
         self.stream_fault: StreamFault | None = None if self.stream_path else StreamFault.REFUSED
         self.date = DateHeader.ON
         self.date_ahead_s = 0.0  # of `Date` headers
-        self.clock_ahead_s = 0.0  # of the time that REST tells, and of `Date` headers
-        self.answers_date_only = False  # its REST has no time of its own
+        self.clock_ahead_s = 0.0  # of the time in REST answers, and of `Date` headers
+        self.answers_date_only = False  # its REST does not tell the time
         self.is_polled = False  # ccxt knows no stream of it
-        self.listed_share = 1.0  # how much of its list of markets is sent
+        self.listed_share = 1.0  # the part of its list of markets that is sent
         self.enforces_budget = False
         self.seen: list[Seen] = []
         self.handshakes: list[float] = []
@@ -104,7 +104,7 @@ class Venue(ABC):
         self._port = 0
         self._sockets: set[web.WebSocketResponse] = set()
 
-    # What a test looks at.
+    # For the assertions of tests.
 
     @property
     def http_url(self) -> str:
@@ -121,7 +121,7 @@ class Venue(ABC):
         return int(self._start_ms + (time.monotonic() - self._start_s) * 1000 * self.speed)
 
     def told_ms(self) -> int:
-        """The time that the venue tells."""
+        """The time that the venue reports."""
         return self.now_ms() + int(self.clock_ahead_s * 1000)
 
     def pair(self, symbol: str, *, swap: bool = False) -> Pair:
@@ -133,22 +133,22 @@ class Venue(ABC):
         return self.candles.final(self.pair(symbol, swap=swap), 60, open_s)
 
     def asked(self, *asks: Ask, since_s: float = float("-inf")) -> int:
-        """How many requests came: of those kinds (all where none is named), from that moment on."""
+        """The number of requests: of those kinds (all where none is named), since that moment."""
         return sum(seen.at_s >= since_s and (not asks or seen.ask in asks) for seen in self.seen)
 
-    # What a test sets.
+    # For tests to set.
 
     def fail(self, fault: Fault, *asks: Ask) -> None:
-        """Answer requests of those kinds, of all where none is named, with a fault until `mend`."""
+        """Answer requests of those kinds (all where none is named) with a fault, until `mend`."""
         self.faults.update(dict.fromkeys(asks or Ask, fault))
 
     def mend(self) -> None:
-        """Answer well again."""
+        """Answer normally again."""
         self.faults.clear()
         self.stream_fault = None if self.stream_path else StreamFault.REFUSED
 
     async def refuse_connections(self) -> None:
-        """Listen no more, and cut what is connected."""
+        """Stop listening, and cut all connections."""
         for socket in list(self._sockets):
             await socket.close()
         runner, self._runner = self._runner, None
@@ -166,7 +166,7 @@ class Venue(ABC):
         self._port = self._runner.addresses[0][1]
 
     async def cut_streams(self) -> None:
-        """Cut the connections of streams; they may come again."""
+        """Cut the connections of streams; clients may reconnect."""
         for socket in list(self._sockets):
             await socket.close()
 
@@ -179,51 +179,52 @@ class Venue(ABC):
     ) -> None:
         await self.refuse_connections()
 
-    # What a subclass says.
+    # For subclasses to implement.
 
     @abstractmethod
     def ask(self, query: Query) -> Ask:
-        """What the request asks for."""
+        """The kind of the request."""
 
     @abstractmethod
     def answer(self, query: Query) -> object:
         """The answer as a JSON value. Raises `Refused`."""
 
     def weight(self, query: Query) -> float:
-        """What the venue charges for the request."""
+        """The weight of the request."""
         return 1.0
 
     def acknowledged(self, path: str, message: Mapping[str, object], subscribed: set[str]) -> list[object]:
-        """Take a message of a client; what is answered. `subscribed` are the topics of the connection at `path`."""
+        """Handle a message of a client; returns the answers. `subscribed` are the topics of the connection at
+        `path`."""
         raise NotImplementedError
 
     def push(self, topic: str, row: Row, *, closed: bool) -> object:
-        """A candle of a stream, as it is sent."""
+        """A candle in the format of the stream."""
         raise NotImplementedError
 
     def topic_pair(self, topic: str) -> tuple[Pair, int] | None:
         """The pair and the timeframe of a topic, in seconds."""
         raise NotImplementedError
 
-    # What subclasses use.
+    # For subclasses to use.
 
     def listed(self) -> list[Pair]:
-        """The pairs of the list of markets, as much of it as is sent."""
+        """The pairs of the list of markets, limited to the part that is sent."""
         return self.pairs[: round(len(self.pairs) * self.listed_share)]
 
     def frame_s(self, bar: str) -> int:
-        """The length of a timeframe by the venue's word for it. Raises `Refused`."""
+        """The length of a timeframe by the venue's name. Raises `Refused`."""
         frame = next((frame for frame, word in self.bars.items() if word == bar), None)
         if frame is None:
             raise Refused(400, {"label": "INVALID_PARAM_VALUE", "msg": f"no bar {bar}", "code": "51000"})
         return FRAMES_S[frame]
 
     def window(self, pair: Pair, frame_s: int, start_s: int, end_s: int) -> list[Row]:
-        """The rows that open in [start_s, end_s), ascending, as they stand; no more than the venue's depth."""
+        """The rows that open in [start_s, end_s), ascending, at the present time; at most the venue's depth."""
         return self.candles.rows(pair, frame_s, max(start_s, self.oldest_s(frame_s)), end_s, self.now_ms())
 
     def newest(self, pair: Pair, frame_s: int, most: int, end_s: int | None = None) -> list[Row]:
-        """The newest rows before `end_s`, ascending, as they stand."""
+        """The newest rows before `end_s`, ascending, at the present time."""
         now_ms = self.now_ms()
         rows = self.candles.newest_first(pair, frame_s, now_ms // 1000 + 1 if end_s is None else end_s, now_ms)
         return list(islice(rows, most))[::-1]
@@ -277,7 +278,7 @@ class Venue(ABC):
         return response
 
     def used(self, now_s: float) -> float:
-        """What was used in the venue's last minute, in the unit of `weight`."""
+        """The weight used in the venue's last minute, in the unit of `weight`."""
         since_s = now_s - 60.0 / self.speed
         return sum(seen.weight for seen in self.seen if seen.at_s >= since_s)
 
@@ -310,7 +311,7 @@ class Venue(ABC):
             await socket.send_json(answer)
 
     async def _push_on(self, socket: web.WebSocketResponse, subscribed: set[str]) -> None:
-        """Push each candle once a second (of the venue, at most twenty times a second of ours), and its end."""
+        """Push each candle once a second (of the venue, at most twenty times a second of ours), and at its end."""
         open_s: dict[str, int] = {}
         frozen: dict[str, object] = {}
         while not socket.closed:
@@ -326,7 +327,7 @@ class Venue(ABC):
                 newest_s = now_ms // 1000 // frame_s * frame_s
                 last_s = open_s.get(topic, newest_s)
                 if last_s < newest_s and now_ms < self.candles.final_ms(pair, frame_s, last_s):
-                    newest_s = last_s  # the end of the last candle is still to come
+                    newest_s = last_s  # the end of the last candle is still to be pushed
                 for at_s in (last_s, newest_s) if last_s < newest_s else (newest_s,):
                     row = self.candles.row(pair, frame_s, at_s, now_ms)
                     if row is not None:
@@ -339,5 +340,5 @@ class Venue(ABC):
 
 
 def strings(values: Iterable[float]) -> list[str]:
-    """Numbers as venues send them."""
+    """Numbers in the venues' notation."""
     return [repr(value) for value in values]

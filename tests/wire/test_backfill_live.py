@@ -94,7 +94,7 @@ async def health(service: Service) -> dict[str, object]:
 
 
 async def until_stored(service: Service, first: int) -> list[Candle]:
-    """All candles, once they begin at that time and have no gap."""
+    """All candles, as soon as they begin at that time and have no gap."""
     candles: list[Candle] = []
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -317,7 +317,7 @@ async def test_a_long_gap_at_the_start_is_read_from_files_except_for_its_newest_
         async with running_service(store) as service:
             rows = truth(exchange, BTC, range(first, first + 100 * 60, 60))
             await service.runtime.market_data.ingest_candles_closed(BTC, rows)
-        # Nothing has to be requested again.
+        # No further request is necessary.
         async with following(store, exchange, retrying(3600.0, 3600.0), archive_url=exchange.http_url) as service:
             async with asyncio.timeout(PATIENCE_S):
                 while service.runtime.startup.waiting(BTC) or sum((await health(service))["gaps"].values()):  # type: ignore[attr-defined]

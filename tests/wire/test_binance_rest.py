@@ -1,4 +1,4 @@
-"""The REST client: what counts as closed, paging, and answers that are none."""
+"""The REST client: which rows count as closed, paging, and invalid answers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def candle(minute: int) -> Candle:
 
 
 class Exchange:
-    """Answers with what a test puts in. `failures` are answered first, one by one."""
+    """Answers with the values that a test sets. `failures` are answered first, one by one."""
 
     def __init__(self) -> None:
         self.now_ms = (START + 62) * 1000  # the first candle is over, and its margin
@@ -123,7 +123,7 @@ class Exchange:
 
 
 class Kept:
-    """The list of symbols that an earlier run has left: nobody needs to ask for it."""
+    """The list of symbols that an earlier run stored: no further request is needed."""
 
     def __init__(self, *symbols: str) -> None:
         self.symbols = symbols
@@ -188,7 +188,7 @@ async def history(rest: BinanceRest, series: SeriesId = SERIES, start: int = STA
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is repeated is repeated at once, and so is the question for the time."""
+    """A retry is sent at once, and so is the request for the time."""
     monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 0.0)
     monkeypatch.setattr(binance_requests, "RETRY", Backoff(0.0, 0.0))
 
@@ -461,7 +461,7 @@ async def test_a_repair_waits_out_a_429_by_the_exchanges_clock_and_goes_on() -> 
                 await asyncio.sleep(0.005)
         loop = asyncio.get_running_loop()
         clocks["spot"].learn(exchange.now_ms + 39_000, loop.time())
-        # A second, and the time that had passed before the answer came.
+        # A second, plus the time until the answer.
         assert 0 < rest.status()["spot"].blocked_s <= 11.0, "not yet"
         clocks["spot"].learn(exchange.now_ms + 40_000, loop.time())
         async with asyncio.timeout(60):
@@ -605,7 +605,7 @@ async def test_our_own_clock_passing_a_close_proves_nothing_and_the_time_is_aske
     now_s = 0.0
     async with connected(exchange, lambda: now_s) as (rest, clocks):
         clocks["spot"].learn((START + 121) * 1000 + 900, now_s)
-        now_s = 0.2  # by our estimate the margin is over
+        now_s = 0.2  # by our estimate the margin has passed
         exchange.now_ms = (START + 121) * 1000 + 950
         assert await history(rest) == [candle(0)], "the exchange says that it is not"
         assert exchange.asked_time == 1
@@ -746,7 +746,7 @@ async def test_before_a_futures_symbol_was_listed_again_there_is_nothing_and_the
         assert (page.candles, page.proof) == ([candle(100), candle(102)], BOTH_NEIGHBOURS)
         assert page.empty == [Span(START + 6060, START + 6120)]
         exchange.rows.insert(0, row(0))
-        assert [one.proof for one in await pages(rest, FUTURES)] == [BOTH_NEIGHBOURS], "it was listed at the start"
+        assert [page.proof for page in await pages(rest, FUTURES)] == [BOTH_NEIGHBOURS], "it was listed at the start"
 
 
 @pytest.mark.parametrize(("series", "onboard_minute"), [(SERIES, 100), (FUTURES, 0), (FUTURES, 101)])
@@ -813,7 +813,7 @@ async def test_no_more_of_a_huge_body_is_read_than_a_page_can_have(declared: boo
                 await response.write(b"[" * 65_536)
                 written += 65_536
         except ConnectionError:
-            pass  # it had enough
+            pass  # the reader had enough
         return response
 
     exchange.klines = huge  # type: ignore[method-assign]

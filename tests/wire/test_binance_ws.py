@@ -1,4 +1,4 @@
-"""Connections to the exchange: subscribing, dropping, reconnecting, and frames that are none."""
+"""Connections to the exchange: subscribing, dropping, reconnecting, and invalid frames."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FRAME = {
 
 @dataclass
 class Exchange:
-    """A scripted exchange: notes requests, answers them, says what a test wants it to."""
+    """A scripted exchange: records requests, answers them, sends the messages of a test."""
 
     answers: bool = True
     refuses: int = 0
@@ -76,7 +76,7 @@ class Exchange:
 
 
 class Plain:
-    """Symbols as their pairs are written, all of them listed."""
+    """Symbols in the notation of pairs, all of them listed."""
 
     def symbol_id_now(self, series: SeriesId) -> str | None:
         return plain(series)
@@ -86,7 +86,7 @@ class Plain:
 
 
 class Broken(Plain):
-    """Finds no name in its table, and breaks when it is first asked for one."""
+    """Finds no name in its table, and fails at its first use."""
 
     def __init__(self) -> None:
         self._asked = 0
@@ -103,7 +103,7 @@ class Broken(Plain):
 
 @dataclass
 class Heard:
-    """What a connection told."""
+    """The reports of a connection."""
 
     attached: asyncio.Queue[SeriesId] = field(default_factory=asyncio.Queue)
     events: asyncio.Queue[KlineEvent] = field(default_factory=asyncio.Queue)
@@ -314,7 +314,7 @@ async def test_a_successor_takes_over_before_the_first_socket_ends_and_nothing_i
         assert not first.closed
         await first.send_json(FRAME)
         await soon(heard.events)
-        await exchange.sockets[1].send_json(FRAME)  # only now has the second one shown that it works
+        await exchange.sockets[1].send_json(FRAME)  # only now has the second connection delivered data
         await soon(heard.events)
         await until(lambda: first.closed, "the first has ended")
         assert connection.rotations == 1
@@ -457,7 +457,7 @@ async def test_hundreds_of_streams_share_few_connections_and_all_deliver(tmp_pat
 
 
 class OneSymbol(Plain):
-    """Every series is of one symbol, whose name is told after `refuse` failures."""
+    """Every series has one symbol, whose name is known after `refuse` failures."""
 
     def __init__(self, refuse: int = 0) -> None:
         self.refuse = refuse

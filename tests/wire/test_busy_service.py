@@ -1,4 +1,5 @@
-"""Commands that write through a running service ask a busy or stopping service again, a bounded number of times."""
+"""Commands that write through a running service retry while the service is busy or stopping, a bounded number
+of times."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ async def connect(service: Service) -> tuple[aiohttp.ClientSession, aiohttp.Clie
 
 def pause(client: aiohttp.ClientWebSocketResponse) -> asyncio.Transport:
     """Stop reading from the socket."""
-    connection = client._response.connection  # there is no public way to it
+    connection = client._response.connection  # there is no public method
     assert connection is not None
     transport = connection.transport
     assert isinstance(transport, asyncio.Transport)
@@ -77,7 +77,7 @@ async def test_other_messages_of_a_client_do_not_wait_for_its_catch_ups(service:
         await client.send_json({"type": "ping"})
         # The client reads nothing, and yet messages after the catch-ups are handled.
         await until(lambda: service.runtime.hub.watched(SeriesId.parse(LIVE)), "the live series is subscribed")
-        [outbox] = [one.outbox for one in service.runtime.hub._clients]
+        [outbox] = [client.outbox for client in service.runtime.hub._clients]
         assert not service.runtime.hub.watched(SeriesId.parse(NAMES[-2])), "its catch-up is not read yet"
         transport.resume_reading()
         got = Counter[str]()

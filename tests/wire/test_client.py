@@ -1,4 +1,4 @@
-"""What strategies import: candles, slices, frames and drawings as arrays, and following live with factors."""
+"""The Python client of strategies: candles, slices, frames and drawings as arrays, and following live with factors."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ async def closed(updates: AsyncIterator[Update], count: int) -> list[ClosedCandl
 
 
 async def check(client: AsyncKlinesync, found: list[ClosedCandle], rows: list[dict[str, float]]) -> None:
-    """Each candle once, each with the slice of that very candle."""
+    """Each candle once, each with its own slice."""
     assert [update.candle for update in found] == [
         ohlcv(int(row["candle_time"]), list(row.values())[1:]) for row in rows
     ]
@@ -253,7 +253,7 @@ async def test_the_blocking_client_gives_the_same_answers(service: Service) -> N
                     found.append(update)
                     if update.candle.time == head:
                         break
-            kept = client.follow(BTC)  # left as it is
+            kept = client.follow(BTC)  # left unchanged
             next(kept)
             with pytest.raises(ServiceError):
                 client.slices("nonsense")
@@ -401,7 +401,7 @@ async def ingest_eth(service: Service, rows: list[dict[str, float]]) -> None:
 
 
 async def test_several_series_are_followed_history_in_the_order_of_time_then_live(service: Service) -> None:
-    await ingest(service, ROWS[:2500])  # more than one catch-up holds
+    await ingest(service, ROWS[:2500])  # more than one catch-up has
     await ingest_eth(service, ROWS[1000:2600])
     async with (
         AsyncKlinesync(service.url) as client,
@@ -415,7 +415,7 @@ async def test_several_series_are_followed_history_in_the_order_of_time_then_liv
         for update in history[::400]:
             assert update.slices is not None
             assert (update.slices.series, update.slices.at_time) == (update.series, update.candle.time)
-        await ingest(service, ROWS[2500:2501])  # older than what ETH has, and not held back
+        await ingest(service, ROWS[2500:2501])  # older than ETH's candles, and not held back
         await ingest_eth(service, ROWS[2600:2601])
         live = await closed(updates, 2)
         assert {(str(update.series), update.candle.time) for update in live} == {

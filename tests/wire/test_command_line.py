@@ -157,7 +157,7 @@ def test_flags_works_with_a_wrong_configuration_and_shows_no_secret(tmp_path: Pa
 
 
 def completed(words: list[str], tmp_path: Path) -> list[str]:
-    """What bash offers for the last of the words."""
+    """The completions that bash offers for the last word."""
     script = tmp_path / "completion.bash"
     if not script.exists():
         code, out, errors = in_process("completion", "bash")
@@ -214,7 +214,7 @@ async def _answers(http: aiohttp.ClientSession, url: str, process: asyncio.subpr
     pytest.fail(f"it ended with {process.returncode}")
 
 
-# --- output that is closed, full, or read by nobody
+# --- output that is closed, full, or not read
 
 
 def test_a_flag_of_a_file_sends_nothing_to_the_terminal(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An exception that nobody expected is thrown into every task of a running service, one after the other."""
+"""An unexpected exception is raised in every task of a running service, one after the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:ETH/USDT:1m")
 DERIVED = SPOT.with_timeframe(SPOT.timeframe.parse("5m"))
 SPEED = 300.0
-# A part has so long to be whole again, in seconds.
+# Time limit in seconds within which a part must have recovered.
 WHOLE_AGAIN_S = 10.0
 
 
@@ -37,7 +37,7 @@ async def heads(service: Service) -> dict[str, int]:
 
 
 async def whole(service: Service) -> None:
-    """Returns when new candles of every followed series have closed, and each followed stream is live."""
+    """Wait until new candles of every followed series have closed, and each followed stream is live."""
     before = await heads(service)
     async with asyncio.timeout(WHOLE_AGAIN_S):
         while True:
@@ -55,7 +55,7 @@ def names(service: Service) -> Counter[str]:
 async def test_every_task_of_a_running_service_may_have_a_defect_and_the_service_recovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulkheads, "RESTART", Backoff(0.1, 30.0))  # there are some forty of them
+    monkeypatch.setattr(bulkheads, "RESTART", Backoff(0.1, 30.0))  # there are some forty tasks
     whitelist = f"{SPOT},{FUTURES}"
     flags = {"whitelist": whitelist, "derived_timeframes": "5m", "retention_days": "3000", "audit_interval_s": "0.2"}
     seen: list[int] = []
@@ -98,7 +98,7 @@ async def test_every_task_of_a_running_service_may_have_a_defect_and_the_service
 
 
 async def threw(task: asyncio.Task[None]) -> bool:
-    """A task that works at the moment waits for something sooner or later."""
+    """A busy task waits for something sooner or later."""
     async with asyncio.timeout(WHOLE_AGAIN_S):
         while not task.done():
             if throw_into(task):
@@ -108,7 +108,7 @@ async def threw(task: asyncio.Task[None]) -> bool:
 
 
 async def watch(service: Service, seen: list[int]) -> None:
-    """Follow a derived series as a client does: after a cut it resumes with `since`."""
+    """Follow a derived series like a client: after a cut it resumes with `since`."""
     url = service.url.replace("http", "ws") + "/ws/market"
     async with ClientSession() as session:
         while True:
@@ -158,11 +158,11 @@ async def test_only_a_defect_of_the_writer_ends_the_service(tmp_path: Path) -> N
 
 
 def test_all_tasks_of_the_service_begin_through_one_function() -> None:
-    """Elsewhere tasks begin only where the writer is at work, and on ccxt's own thread."""
+    """Other tasks begin only at the writer, or on ccxt's own thread."""
     source = Path(__file__).parents[2] / "src" / "klinesync"
     allowed = {
         "runtime/bulkheads.py": 1,
-        "pipelines/ingest_pipeline.py": 1,  # finishes a transaction that was cancelled
+        "pipelines/ingest_pipeline.py": 1,  # finishes a cancelled transaction
         "market/runtime.py": 1,  # the writer
         "history/files/importing.py": 2,  # a command: its progress, and the steps of a reader
         "history/files/readers.py": 1,  # one step of a file's reader, awaited at once

@@ -1,4 +1,5 @@
-"""Delivery over real sockets: the slow pay for themselves, the hostile are cut off, all others have everything."""
+"""Delivery over real sockets: a slow client delays nobody else, a hostile client is cut off, all other clients get
+everything."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ TEXT, CONTINUATION, BINARY, CLOSE, PING = 1, 0, 2, 8, 9
 async def serving(tmp_path: Path) -> AsyncIterator[Service]:
     async with running_service(tmp_path / "store.sqlite", enable_ondemand_ingest="off") as running:
         yield running
-        # Whatever a test has done to its connections: nothing is kept of any.
+        # After any test no state of its connections remains.
         await until(lambda: held(running) == 0, "every client is given back")
 
 
@@ -49,7 +50,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 def held(service: Service) -> int:
-    """Clients that the service knows, wherever."""
+    """The clients that the service knows, in any part."""
     runtime = service.runtime
     return runtime.hub.clients + len(runtime.market_data.subscriptions._held) + len(runtime.hub._watchers)
 
@@ -74,7 +75,7 @@ def frame(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
 
 
 class RawClient:
-    """A client made of bytes: it may say anything, and need not read."""
+    """A client at the level of bytes: it may send anything, and need not read."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -94,14 +95,14 @@ class RawClient:
             return first & 0x0F, await self.reader.readexactly(length)
 
     async def closed_with(self) -> int:
-        """The code of the close frame, whatever comes before it."""
+        """The code of the close frame, after any other frames."""
         while True:
             opcode, payload = await self.next()
             if opcode == CLOSE:
                 return int.from_bytes(payload[:2], "big")
 
     async def ended(self) -> None:
-        """Until the service has ended the connection."""
+        """Wait until the service has ended the connection."""
         async with asyncio.timeout(60):
             try:
                 while await self.reader.read(1 << 20):
@@ -112,7 +113,7 @@ class RawClient:
 
 @asynccontextmanager
 async def raw_client(service: Service, *, window: int | None = None, limit: int = 1 << 16) -> AsyncIterator[RawClient]:
-    """A client with the handshake done. `window`: bytes that its kernel takes in for it."""
+    """A client after its handshake. `window`: size of its receive buffer."""
     port = int(service.url.rsplit(":", 1)[1])
     plain = socket.socket()
     if window is not None:
@@ -129,7 +130,7 @@ async def raw_client(service: Service, *, window: int | None = None, limit: int 
 
 
 class Follower:
-    """A healthy client: reads all that comes, and keeps the closed candles."""
+    """A healthy client: reads everything, and keeps the closed candles."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket = socket
@@ -142,7 +143,7 @@ class Follower:
         assert (await self.socket.receive_json(timeout=30))["type"] == "subscribed"
 
     async def settle(self) -> None:
-        """Take all up to now: a ping is answered behind it."""
+        """Read all messages up to now: sends a ping and reads up to its pong."""
         await self.socket.send_json({"type": "ping"})
         while (message := await self.socket.receive_json(timeout=30)) != {"type": "pong"}:
             match message["type"]:
@@ -174,7 +175,7 @@ async def test_a_client_that_never_reads_is_bounded_cut_off_and_delays_no_other(
         minute, most = 1, 0
         while stuck.ended is None:
             assert minute < 200_000, "it is never full"
-            # Every batch reaches the healthy one before the next is made, as if nobody else were there.
+            # The healthy client gets every batch before the next batch is made, as if no other client existed.
             for _ in range(100):
                 service.runtime.hub.publish(Applied(BTC, (candle(minute),), frozenset()))
                 minute += 1
@@ -184,7 +185,7 @@ async def test_a_client_that_never_reads_is_bounded_cut_off_and_delays_no_other(
         assert 0 < most <= 500
         assert stuck.ended == 1013
         assert not stuck._messages
-        # The close frame cannot be delivered: it is cut off.
+        # The close frame cannot be delivered: the client is cut off.
         await until(lambda: service.runtime.hub.clients == 1, "the slow client is given back")
         assert "closed with 1013" in caplog.text
         assert healthy.closed == [START + 60 * number for number in range(1, minute)]
@@ -207,7 +208,7 @@ async def test_a_slow_client_gets_its_close_and_resumes_with_since(
         seen: list[int] = []
         while (got := await slow.next())[0] != CLOSE:
             message = json.loads(got[1])
-            if message["type"] == "candle_closed":  # not the seam, nor the warning that 1013 is near
+            if message["type"] == "candle_closed":  # neither `caught_up` nor the warning that 1013 is near
                 seen.append(message["candle"]["candle_time"])
         assert int.from_bytes(got[1][:2], "big") == 1013
         assert seen == healthy.closed[: len(seen)]
@@ -254,7 +255,7 @@ async def test_in_the_backlog_forming_is_conflated_and_closed_is_complete(servic
                 got.append((message["type"], message["candle"]["candle_time"], message["candle"]["volume"]))
         assert got[:shown] == [("candle_forming", START + 60, float(number)) for number in range(shown)]
         assert got[shown : shown + 3] == [("candle_closed", START + 60 * minute, 10.0) for minute in range(3)]
-        # The pong comes behind what must arrive; the forming candle may come behind it.
+        # The pong arrives after the messages that must be delivered; the forming candle may arrive after the pong.
         assert got[shown + 3 :] in ([], [("candle_forming", START + 180, 10.0)])
 
 
@@ -273,21 +274,21 @@ async def test_many_clients_connect_and_vanish_in_every_state_and_nothing_is_lef
     for number in range(200):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         match number % 5:
-            case 0:  # in the handshake
+            case 0:  # during the handshake
                 writer.write(HANDSHAKE[: number % len(HANDSHAKE)])
             case 1:
                 writer.write(HANDSHAKE)
-            case 2:  # in the catch-up
+            case 2:  # during the catch-up
                 writer.write(HANDSHAKE)
                 await reader.readuntil(b"\r\n\r\n")
                 writer.write(subscribe * 3)
-            case 3:  # behind the first candles, with its close frame
+            case 3:  # after the first candles, with its close frame
                 writer.write(HANDSHAKE)
                 await reader.readuntil(b"\r\n\r\n")
                 writer.write(subscribe)
                 await reader.readexactly(100)
                 writer.write(frame(CLOSE, b"\x03\xe8"))
-            case _:  # its side ends, and it reads no more
+            case _:  # it shuts down its side, and reads nothing more
                 writer.write(HANDSHAKE)
                 await reader.readuntil(b"\r\n\r\n")
                 writer.write(subscribe)
@@ -328,7 +329,7 @@ async def test_a_client_that_ends_its_side_and_does_not_read_is_released_and_cut
             assert minute < 200_000
             await asyncio.sleep(0)
         slow.writer.write_eof()
-        # What it does not read will never be flushed: nobody waits for that.
+        # The unread data will never be flushed: no part waits for the flush.
         await until(lambda: held(service) == 0, "it is given back")
         await until(lambda: wire.disconnected, "it is cut off")
 
@@ -342,7 +343,7 @@ async def test_a_connection_that_does_not_answer_is_half_open_and_ends(
         answering = asyncio.create_task(there.socket.receive())  # aiohttp answers pings while it receives
         assert (await silent.next())[0] == PING
         assert await silent.closed_with() == 1011
-        # It does not answer that either.
+        # Nor does it answer that ping.
         await until(lambda: service.runtime.hub.clients == 1, "the half-open client is given back")
         await silent.ended()
         assert not answering.done()
@@ -350,7 +351,7 @@ async def test_a_connection_that_does_not_answer_is_half_open_and_ends(
 
 
 def quick_pings(protocol: type[ws_transport.MarketSocket]):  # type: ignore[no-untyped-def]  # in place of a method
-    """`connection_made` with a keepalive that need not be waited for."""
+    """`connection_made` with a keepalive that needs no waiting."""
     made = protocol.connection_made
 
     def quick(self: ws_transport.MarketSocket, transport: asyncio.BaseTransport) -> None:
@@ -472,13 +473,13 @@ async def test_an_idle_client_has_no_task(service: Service) -> None:
         idle = await client.__aenter__()
         idle.say(type="subscribe", series_id=NAME, ack=True)
         await idle.next()
-    # The service's own come and go.
+    # The service's own tasks start and end.
     await until(
         lambda: not [task for task in asyncio.all_tasks() if "socket" in task.get_name()],
         "what handled the messages has ended",
     )
     assert sum("Task" in task.get_name() for task in asyncio.all_tasks()) < 20, "nor has a client one without a name"
-    watched = [weakref.ref(one.outbox._wire) for one in service.runtime.hub._clients]
+    watched = [weakref.ref(client.outbox._wire) for client in service.runtime.hub._clients]
     for client in clients:
         await client.__aexit__(None, None, None)
     await until(lambda: held(service) == 0, "all are given back")

@@ -265,7 +265,7 @@ async def test_native_candles_before_the_exchanges_first_are_not_requested(
         monkeypatch.setattr(history, "_natives", replace(history._natives, ports=ports))
         for _ in range(30):
             assert await page(service, days) == candles
-            await asyncio.sleep(0.02)  # longer than the cool-down, all in all
+            await asyncio.sleep(0.02)  # longer than the cooldown, in total
         assert asked == []
 
 
@@ -309,7 +309,7 @@ async def test_a_native_candle_without_a_proof_of_its_close_is_retried_without_a
         SimServer(SimConfig(symbols=3, start=START, speed=30)) as exchange,
         reading(tmp_path / "store.sqlite", exchange, **flags) as service,
     ):
-        await until_page(service, BASE, 30, limit=30)  # a longer page has older ones of the base fetched
+        await until_page(service, BASE, 30, limit=30)  # a longer page causes older base candles to be fetched
         history = service.runtime.backfill
         late = Late(history._natives.ports.history)
         ports = replace(history._natives.ports, history=late.read)

@@ -1,4 +1,5 @@
-"""Derived series over real sockets: live, caught up, over restarts, corrected; against the truth of the exchange."""
+"""Derived series over real sockets: live, caught up, over restarts, corrected; compared with the exchange's true
+candles."""
 
 from __future__ import annotations
 
@@ -133,7 +134,7 @@ async def test_a_restart_in_mid_bucket_leaves_no_trace_in_a_derived_stream(tmp_p
     async with SimServer(SimConfig(speed=600, symbols=2)) as exchange:
         async with running_service(store, exchange, whitelist=str(BTC), **ROLLED) as service:
             async with aclosing(follow(service.url, BTC, 0)) as updates:
-                await until_closed(updates, 2003)  # history, and live has begun
+                await until_closed(updates, 2003)  # history, and live candles have begun
             async with aclosing(follow(service.url, BTC_FIVE, 0)) as updates:
                 before = await until_closed(updates, 405)
             async with aclosing(follow(service.url, BTC)) as updates:
@@ -180,7 +181,7 @@ async def test_a_derived_series_on_the_whitelist_has_its_base_followed(tmp_path:
         running_service(tmp_path / "store.sqlite", exchange, whitelist=str(BTC_FIVE), **ROLLED) as service,
         aclosing(follow(service.url, BTC_FIVE, 0)) as updates,
     ):
-        seen = await until_closed(updates, 405)  # two thousand minutes of history, and what comes live
+        seen = await until_closed(updates, 405)  # two thousand minutes of history, and live ones
         candles = closed(seen)
         assert candles == bare(truth(exchange, FIVE, candles[0].time, candles[-1].time + 300))
         status, listed = await service.get("/api/market/whitelist")
@@ -224,7 +225,7 @@ async def test_a_correction_reaches_followers_of_the_base_and_of_what_is_derived
                 first = closed(await until_closed(updates, 2005))[0].time
             noon = HOUR.shift(HOUR.floor(first), 5)
             (was,) = minutes(exchange, noon + 420, noon + 480)
-            # Six values are posted: what the exchange told of the order flow counts no more.
+            # Six values are posted, so that the order flow of the exchange is dropped.
             corrected = Candle(*was.ohlcv)._replace(high=was.high * 2, volume=was.volume + 1.0)
             watched = {BTC: was.time, BTC_FIVE: noon + 300, BTC_HOUR: noon}
             async with service.http.ws_connect(service.url + "/ws/market") as socket:

@@ -55,7 +55,7 @@ ALL = (SPOT, SPOT_ETH, FUTURES, FUTURES_ETH)
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exchange runs fast in these tests: delays by the monotonic clock are shorter."""
+    """The exchange runs fast in these tests, so delays by the monotonic clock are shorter."""
     monkeypatch.setattr(market_watch, "CLOCK_AGE_S", 0.5)
     monkeypatch.setattr(followed, "ATTACH_WAIT_S", 1.0)
     monkeypatch.setattr(liveness, "IN_FLIGHT_S", 0.5)
@@ -100,15 +100,17 @@ class Listener:
 
     @property
     def closed(self) -> list[int]:
-        return [one.candle.time for one in self.updates if isinstance(one, ClosedCandle) and not one.revised]
+        return [
+            update.candle.time for update in self.updates if isinstance(update, ClosedCandle) and not update.revised
+        ]
 
     def events(self) -> list[str]:
         """The messages about its stream; reads may have caused backfills."""
-        told = [one.event for one in self.updates if isinstance(one, System)]
+        told = [update.event for update in self.updates if isinstance(update, System)]
         return [event for event in told if event.startswith("stream.")]
 
     def gaps(self) -> list[Gap]:
-        return [one for one in self.updates if isinstance(one, Gap)]
+        return [update for update in self.updates if isinstance(update, Gap)]
 
     async def end(self) -> None:
         self._task.cancel()
@@ -257,7 +259,7 @@ async def test_after_a_server_shutdown_another_connection_has_taken_over_before_
 
 
 def connections(exchange: SimServer) -> list[int]:
-    return [one.number for one in exchange._connections.values() if not one.closing]
+    return [connection.number for connection in exchange._connections.values() if not connection.closing]
 
 
 async def test_a_connection_is_replaced_before_its_day_is_over(tmp_path: Path) -> None:
@@ -284,7 +286,7 @@ async def test_a_final_frame_two_seconds_late_is_waited_for_though_rest_has_the_
         await complete(service, exchange, FUTURES)
         assert every_minute(client.closed)
         assert client.events() == []
-        assert not [one for one in client.updates if isinstance(one, ClosedCandle) and one.revised]
+        assert not [update for update in client.updates if isinstance(update, ClosedCandle) and update.revised]
 
 
 async def test_candles_of_lost_final_frames_come_from_rest(tmp_path: Path) -> None:
@@ -304,7 +306,7 @@ async def test_rows_that_rest_shows_too_early_are_corrected_by_the_audit(
     async with following(tmp_path, SPOT, speed=30, audit_interval_s="0.1") as (exchange, service):
         faults = [exchange.faults.add(RestStale(delay_s=45.0)), exchange.faults.add(DropClosed())]
         await passed(exchange, 240)
-        async with asyncio.timeout(60):  # or this tests nothing
+        async with asyncio.timeout(60):  # otherwise this test proves nothing
             while (wrong := await stored(service, SPOT)) == truth(exchange, SPOT, [candle.time for candle in wrong]):
                 await asyncio.sleep(0.02)
         for fault in faults:
@@ -344,8 +346,8 @@ async def test_duplicate_swapped_and_invalid_frames_change_nothing(tmp_path: Pat
         assert every_minute(client.closed)
         assert all(state(service, one) == "live" for one in ALL)
         links = service.runtime.supervisors.connections_state()
-        assert sum(one.quarantined for one in links) > 10
-        assert all(one.reconnects == 0 for one in links), "the connections live on"
+        assert sum(link.quarantined for link in links) > 10
+        assert all(link.reconnects == 0 for link in links), "the connections live on"
 
 
 async def test_a_stall_in_mid_candle_promotes_nothing_when_our_clock_passes_the_boundary(tmp_path: Path) -> None:
@@ -419,7 +421,7 @@ async def test_a_silent_revision_is_found_by_the_audit(tmp_path: Path, monkeypat
         before = await complete(service, exchange, FUTURES)
 
         def revised() -> list[Candle]:
-            return [one.candle for one in client.updates if isinstance(one, ClosedCandle) and one.revised]
+            return [update.candle for update in client.updates if isinstance(update, ClosedCandle) and update.revised]
 
         for attempt in range(10):
             # The newest candle is revised. A service that did not have the candle yet never saw other values.
@@ -530,7 +532,7 @@ async def test_an_exchange_that_accepts_connections_and_never_answers_delays_no_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known_series, "TIMEOUT_S", 0.2)
-    silent = socket.create_server(("127.0.0.1", 0))  # the system takes connections, and nobody answers
+    silent = socket.create_server(("127.0.0.1", 0))  # the system accepts connections, and no process answers
     port = silent.getsockname()[1]
     flags = {"binance_spot_rest_url": f"http://127.0.0.1:{port}", "binance_spot_ws_url": f"ws://127.0.0.1:{port}"}
     with silent:

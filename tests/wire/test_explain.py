@@ -30,7 +30,7 @@ async def explain(service: Service, series_id: str) -> Answer:
 
 
 async def until(service: Service, series_id: str, true: Callable[[Answer], bool]) -> Answer:
-    """The first answer for which it is true."""
+    """The first answer that satisfies the condition."""
     answer: Answer = {}
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -53,7 +53,7 @@ async def fault(exchange: SimServer, service: Service, **fields: object) -> str:
 
 
 async def command(*arguments: str) -> tuple[int, str, str]:
-    """The command as people use it, beside this process's event loop."""
+    """The command in a process of its own, beside this process's event loop."""
     return await asyncio.to_thread(klinesync, "explain", *arguments)
 
 
@@ -149,7 +149,7 @@ async def test_corrections_and_a_gap_that_is_not_filled_are_shown(tmp_path: Path
 
 
 async def test_an_exchange_that_refuses_from_the_start_is_the_reason_for_missing_candles(tmp_path: Path) -> None:
-    """Needs say who waits for what, how often the exchange was asked, when it is asked again, and what it said."""
+    """Needs name the caller, the number of attempts, the time of the next request, and the last answer."""
     store = tmp_path / "store.sqlite"
     rows = [Candle(START - 7200 + 60 * minute, 1.0, 2.0, 0.5, 1.5, 1.0) for minute in (0, 1, 5)]
     async with SimServer(SimConfig(symbols=2, start=START)) as exchange:
@@ -165,7 +165,7 @@ async def test_an_exchange_that_refuses_from_the_start_is_the_reason_for_missing
             )
             assert answer["status_reason"] == "exchange_refuses"
             assert "451" in answer["detail"]
-            # Whoever reads the series has its older history asked for, too.
+            # A read of the series requests its older history as well.
             status, _ = await service.get("/api/market/candles", series_id=str(BTC))
             assert status == 200
 

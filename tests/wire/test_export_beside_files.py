@@ -1,4 +1,4 @@
-"""`klinesync export` never makes a file poorer in silence."""
+"""`klinesync export` never silently drops data of an existing file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`klinesync export --factors`: each row has what was known when its candle closed, as slices answer it."""
+"""`klinesync export --factors`: each row has the factor values at the close of its candle, equal to the slices."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def exported(tmp_path: Path, *more: str, kind: str = "parquet") -> int:
 
 
 def row_of(slices: Any) -> dict[str, Any]:
-    """The row that a slice of one candle is, by the reference."""
+    """The row of a candle, from its slice, by the reference."""
     time, found = slices["at_time"], slices["snapshots"]
     row: dict[str, Any] = dict.fromkeys(("pivot_major_time", "pivot_major_resistance", "pivot_major_support"))
     for event in found["pivot"]["history"]["major"]:
@@ -107,7 +107,7 @@ async def test_each_row_equals_the_slice_of_its_candle(
             "/api/factor/slices", series_id=BTC, at_time=int(row["candle_time"]), window_candles=1
         )
         assert {name: value for name, value in row.items() if name not in VALUES} == row_of(slices)
-    # The samples have something to say, and pivots stand where they became visible.
+    # The samples are not empty, and pivots are in the row where they became visible.
     for name in rows[0].keys() - VALUES:
         assert any(rows[number][name] is not None for number in samples), name
     assert all(row["candle_time"] > row["pivot_major_time"] for row in rows if row["pivot_major_time"] is not None)

@@ -1,4 +1,4 @@
-"""The whole way over real sockets: the simulated exchange, the service, a client; the store against the truth."""
+"""End to end over real sockets: the simulated exchange, the service, a client; the store compared with the exchange."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
@@ -40,7 +40,7 @@ async def stored(service: Service, series: SeriesId) -> list[Candle]:
 
 
 def truth(exchange: SimServer, series: SeriesId, times: Iterable[int]) -> list[Candle]:
-    """What the exchange traded."""
+    """The traded candles of the exchange."""
     name = series.symbol.replace("/", "")
     listings = exchange.exchange.spot if series.market == "spot" else exchange.exchange.futures
     rows = (listings[name].minute(time) for time in times)
@@ -137,7 +137,7 @@ async def test_a_reconnect_fills_what_was_missed(tmp_path: Path) -> None:
             aclosing(follow(service.url, BTC, 0)) as updates,
         ):
             await until_closed(updates, 2005)
-            # The exchange goes away, and is back on the same address half an hour of its time later.
+            # The exchange stops, and restarts at the same address half an hour of its time later.
             stopped_ms = exchange.now_ms()
             await exchange.__aexit__(None, None, None)
             again = SimConfig(speed=600, symbols=2, port=port, start=stopped_ms // 1000 + 1800)

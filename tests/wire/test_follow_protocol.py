@@ -1,4 +1,4 @@
-"""`follow` against a service that says what the test wants: what the protocol has, and what it has not."""
+"""`follow` against a service that a test scripts: messages that the protocol has, and others."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ CLOSED = {"type": "candle_closed", "series_id": str(BTC), "candle": OUT}
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """What one connection gets: these messages, and then its end. Or an HTTP status in place of a connection."""
+    """The script of one connection: its messages, and then its end. Or an HTTP status in place of a connection."""
 
     messages: Sequence[object] = ()
     close: int = 1001
     status: int = 101
     headers: Mapping[str, str] = field(default_factory=dict)
-    # One more subscription on the same connection, and what it gets.
+    # One more subscription on the same connection, and its messages.
     then: Sequence[object] = ()
 
 
@@ -61,7 +61,7 @@ class Scripted:
 
 @asynccontextmanager
 async def saying(*script: Say) -> AsyncIterator[Scripted]:
-    """A service that says to each connection its part of the script, and to those after the last one nothing."""
+    """A service that sends each connection its part of the script; connections beyond the script get nothing."""
     parts = iter(script)
 
     async def connection(request: web.Request) -> web.StreamResponse:
@@ -266,7 +266,7 @@ async def test_a_live_only_follower_resumes_after_the_head_at_which_live_began()
 
 
 def at(minutes: int, **fields: object) -> dict[str, object]:
-    """A candle as it is sent, some minutes after `START`."""
+    """A candle as a message has it, some minutes after `START`."""
     return OUT | {"candle_time": START + 60 * minutes} | fields
 
 

@@ -1,4 +1,4 @@
-"""The front door over real sockets: who may come in, and how much of it."""
+"""The front door over real sockets: which clients are admitted, and how much each may send."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def with_token(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 async def raw(service: Service, request: bytes, *more: bytes) -> tuple[int, dict[str, object]]:
-    """The status and body of what is answered to bytes, until the service closes."""
+    """The status and body of the answer to raw bytes, until the service closes."""
     port = int(service.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -57,7 +57,7 @@ async def raw(service: Service, request: bytes, *more: bytes) -> tuple[int, dict
 
 
 async def handshake(service: Service, **headers: str) -> int:
-    """The status that a WebSocket's handshake is answered with."""
+    """The status of a WebSocket handshake."""
     try:
         async with service.http.ws_connect(service.url + "/ws/market", headers=headers):
             return 101
@@ -78,7 +78,7 @@ async def test_a_service_that_others_could_reach_does_not_start_without_a_token(
 
 
 async def test_connections_are_limited_by_the_systems_limit_of_open_files(tmp_path: Path) -> None:
-    """Systems begin a process with 1,024 files or fewer, and let it ask for more."""
+    """Systems start a process with a limit of 1,024 files or fewer, which the process may raise."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
     try:
@@ -138,7 +138,7 @@ async def test_a_foreign_page_gets_no_cors_headers(service: Service) -> None:
 
 
 async def test_requests_of_foreign_pages_have_no_effect(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image, a script or a `no-cors` fetch has no Origin: the browser's mark of its site is all that there is."""
+    """An image, a script or a `no-cors` fetch has no Origin: `Sec-Fetch-Site` is the only mark of its site."""
 
     def reached(series_id: str) -> None:
         raise AssertionError("the request got in")

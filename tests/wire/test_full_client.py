@@ -20,7 +20,7 @@ NAMES = ("candle_time", *Candle._fields[1:])
 
 
 def candle(minute: int) -> Candle:
-    """A candle whose source tells its order flow wholly, in part, or not at all."""
+    """A candle whose source has all of its order flow, some, or none."""
     flow = ((15.0, 3 + minute, 4.0, 6.0), (15.0, None, 4.0, None), (None,) * 4)[minute % 3]
     return Candle(FIRST + 60 * minute, 1.0, 2.0, 0.5, 1.5, 10.0, *flow)
 
@@ -67,7 +67,9 @@ async def test_candles_and_history_are_arrays_with_order_flow(tmp_path: Path) ->
             some = await asyncio.to_thread(blocking.candles, BTC, limit=3, full=True)
             assert some.tobytes() == newest.tobytes()
             updates = blocking.follow(BTC, FIRST, full=True, what=["closed"])
-            first = await asyncio.to_thread(lambda: next(one for one in updates if isinstance(one, ClosedCandle)))
+            first = await asyncio.to_thread(
+                lambda: next(update for update in updates if isinstance(update, ClosedCandle))
+            )
             await asyncio.to_thread(updates.close)
             assert first.candle == CANDLES[1]
 

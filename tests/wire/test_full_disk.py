@@ -1,4 +1,4 @@
-"""A store that cannot be written turns /readyz red; reads and streams go on, and nothing is missing in the end."""
+"""A store that cannot be written turns /readyz red; reads and streams go on, and no candle is missing in the end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def wait_for_status(url: str, path: str, status: int) -> dict[str, object]
 
 
 async def head_of(url: str) -> tuple[int, int]:
-    """The head, and how many of the newest 5000 candles there are, which follow one another without a hole."""
+    """The head, and how many of the newest 5000 candles follow one another without a hole."""
     async with (
         aiohttp.ClientSession() as http,
         http.get(url + "/api/market/candles", params={"series_id": str(SERIES), "limit": "5000"}) as response,
@@ -74,7 +74,7 @@ async def test_a_file_that_cannot_grow_turns_readyz_red_until_it_can_and_nothing
                 await socket.send_json({"type": "subscribe", "series_id": str(SERIES), "since": before - 300})
                 seen: list[int] = []
                 forming = -1
-                while forming < before + 20 * 60:  # the exchange's minutes pass, and are shown, and not stored
+                while forming < before + 20 * 60:  # the exchange's minutes pass, and are shown, but not stored
                     message = await socket.receive_json(timeout=30)
                     if message["type"] == "candle_closed":
                         seen.append(message["candle"]["candle_time"])
@@ -98,7 +98,7 @@ async def test_a_file_that_cannot_grow_turns_readyz_red_until_it_can_and_nothing
 
 
 async def wait_until_told(url: str, words: str) -> None:
-    """The status is red because of the store, and says why in these words."""
+    """The status is red because of the store, with these words."""
     async with aiohttp.ClientSession() as http, asyncio.timeout(60):
         while True:
             async with http.get(url + "/api/market/status") as response:
@@ -167,7 +167,7 @@ async def test_a_live_service_on_a_full_disk_shows_nothing_that_is_not_stored_an
 
 
 def head_in_file(store: Path) -> int:
-    """The newest candle of the series that another program finds in the file."""
+    """The newest candle of the series that another process reads from the file."""
     connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         number = connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(SERIES),)).get
@@ -179,7 +179,7 @@ def head_in_file(store: Path) -> int:
 
 
 async def limit(service: Service, pages: int) -> None:
-    """Let the store grow to that many pages at most; fewer than it has: not at all."""
+    """Limit the store to that many pages; when it already has more, it cannot grow at all."""
     database = service.runtime._database
     assert isinstance(database, SqliteDatabase)
     writer = database._file._writer

@@ -169,7 +169,9 @@ async def test_a_filled_gap_updates_the_derived_candles_on_both_sides(
         touched = {"5m": [-300, 0, 3300], "1h": [-3600, 0], "1d": [-86_400, 0]}
         for target in targets:
             candles, ledger = await stored(database, SPOT.with_timeframe(target))
-            missing = {candle.time - midnight for candle in rolled[target]} - {one.time - midnight for one in candles}
+            missing = {candle.time - midnight for candle in rolled[target]} - {
+                candle.time - midnight for candle in candles
+            }
             assert sorted(missing) == touched[target.code]
         service.request_declared(SPOT)
         await settled(service, SPOT)

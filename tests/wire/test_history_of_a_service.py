@@ -1,4 +1,5 @@
-"""`klinesync backfill --url` and `import --url`: a running service is asked for history, and judges what it is sent."""
+"""`klinesync backfill --url` and `import --url`: a running service gets the request or the rows, and validates the
+rows."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ async def test_a_backfill_through_a_service_waits_for_its_end(tmp_path: Path) ->
         ):
             url = await service.address("serves")
             first = await exchange_now(http, address) // 300 * 300 - 20_000 * 60
-            # Of a derived series its base is read; `--to` is the service's now.
+            # For a derived series its base is read; `--to` defaults to the service's present.
             ask = ("backfill", FIVES, f"--from={first}", "--url", url, "--json")
             status, _, err = await command(*ask)
             assert (status, "answers 401: it requires a token; give its api_token with --api-token" in err) == (1, True)
@@ -63,7 +64,7 @@ async def test_a_backfill_through_a_service_waits_for_its_end(tmp_path: Path) ->
             brought = json.loads(out)
             assert brought["series_id"] == str(SERIES)
             assert (brought["from"], brought["missing"]) == (first, 0)
-            # The start may have read the newest hundred.
+            # The start may have read the newest hundred candles.
             assert 19_900 <= brought["candles"] <= 20_022
             times = [candle.time for candle in stored(store)]
             assert times == list(range(first, times[-1] + 60, 60))
@@ -116,7 +117,7 @@ async def test_candles_that_a_service_cannot_read_are_reported_with_the_reason(
 
 
 async def test_a_service_judges_closed_candles_of_a_file_by_its_exchanges_time(tmp_path: Path) -> None:
-    """It is 2023 there, and the file knows more."""
+    """The service's time is in 2023, and the file has later candles."""
     store = tmp_path / "store.sqlite"
     path = write_freqtrade(tmp_path / "ETH_USDT-1m.feather", minutes(NEWEST - 299 * 60, 400))
     series = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -138,7 +139,7 @@ async def test_a_service_judges_closed_candles_of_a_file_by_its_exchanges_time(t
 
 
 async def test_a_refusal_in_the_middle_of_a_file_reports_the_stored_candles(tmp_path: Path) -> None:
-    """A service that does not say what time it is."""
+    """A service that does not tell the time."""
     store = tmp_path / "store.sqlite"
     candles = minutes(NEWEST - 11_899 * 60, 12_000)
     path = write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles)

@@ -1,4 +1,4 @@
-"""History from files while no exchange can be asked: reads, subscriptions and the start, over real sockets."""
+"""History from files while no exchange is reachable: reads, subscriptions and the start, over real sockets."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ async def test_a_read_gets_candles_of_files_of_any_age(tmp_path: Path, ago: int)
 
 
 async def test_the_start_and_a_subscription_read_files(tmp_path: Path) -> None:
-    """A whitelisted series is read at once; another series when a client subscribes, who gets its candles."""
+    """A whitelisted series is read at once; another series when a client subscribes, and the client gets its
+    candles."""
     candles = last_minutes(2500, 30)
     folder = files_with(tmp_path / "data", candles)
     files_with(folder, candles, "binance/ETH_USDT-1m.feather")
@@ -99,7 +100,7 @@ async def test_the_start_and_a_subscription_read_files(tmp_path: Path) -> None:
                 while len(sent) < 2000:
                     message = await watching.receive_json()
                     if message["type"] == "candles_batch":
-                        sent += [one["candle_time"] for one in message["candles"]]
+                        sent += [candle["candle_time"] for candle in message["candles"]]
         assert sent == [candle.time for candle in candles[500:]]
         answer = await health(service, BTC)
         assert (answer["status"], answer["status_reason"]) == ("red", "exchange_unreachable")
@@ -152,7 +153,7 @@ async def test_new_candles_of_a_growing_file_are_read(tmp_path: Path) -> None:
 
 
 async def test_candles_of_the_exchange_follow_those_of_the_files_once_it_answers(tmp_path: Path) -> None:
-    """The exchange's time counts from then on: 2023."""
+    """The exchange's time counts from now on: 2023."""
     reserved = socket.create_server(("127.0.0.1", 0))
     port = reserved.getsockname()[1]
     reserved.close()

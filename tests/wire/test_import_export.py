@@ -1,4 +1,4 @@
-"""`klinesync import`, `export` and `backfill`: what goes in comes out, and what must not get in does not."""
+"""`klinesync import`, `export` and `backfill`: valid data survives the round trip, invalid data is refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def lists(store: Path) -> None:
 
 @pytest.fixture
 def run(store: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command on the store, in this process. No exchange can be asked."""
+    """Run a command on the store in this process. The exchange is unreachable."""
 
     def run(*arguments: object) -> Ended:
         nowhere = ("--binance-spot-rest-url=http://127.0.0.1:9", "--binance-futures-rest-url=http://127.0.0.1:9")
@@ -93,7 +93,7 @@ def revised(store: Path, series: SeriesId = SERIES) -> int:
         return len(reader.read(lambda look: look.revisions(series)))
 
 
-# --- what goes in
+# --- accepted
 
 
 def test_a_freqtrade_file_gives_exactly_its_rows_and_their_derived_candles(
@@ -254,7 +254,7 @@ def test_candles_that_have_not_closed_are_left_out(
     assert stored(store) == candles[:8]
 
 
-# --- what is refused
+# --- refused
 
 
 @pytest.mark.usefixtures("lists")
@@ -366,7 +366,7 @@ def test_a_csv_that_is_no_table_of_candles_is_refused(text: str, tmp_path: Path,
     assert "some.csv is refused: it" in done.err
 
 
-# --- what comes out
+# --- exported
 
 
 @pytest.mark.usefixtures("lists")
@@ -376,7 +376,7 @@ def test_an_export_imports_again_unchanged(
 ) -> None:
     monkeypatch.setattr("klinesync.history.files.exporting.WINDOW_CANDLES", 700)
     monkeypatch.setattr("klinesync.history.files.exporting.GROUP_CANDLES", 1000)
-    archived = [traded(one) for one in minutes(START + 5 * DAY_S, 500)]
+    archived = [traded(minute) for minute in minutes(START + 5 * DAY_S, 500)]
     archived[7] = archived[7]._replace(taker_buy_volume=None, trades=None)
     candles = [*minutes(START, 3000), *archived]
     assert run("import", write_freqtrade(tmp_path / "BTC_USDT-1m.feather", candles[:3000])).status == 0
@@ -485,7 +485,7 @@ async def test_an_unreachable_service_or_a_missing_token_ends_the_import(tmp_pat
     assert "the service at http://127.0.0.1:9 does not answer" in err
 
 
-# --- broken off
+# --- interrupted
 
 
 async def test_an_interrupted_import_leaves_complete_batches_and_continues_when_run_again(
@@ -626,7 +626,7 @@ async def test_a_pass_fills_in_the_order_flow_that_stored_candles_lack(store: Pa
             assert facts.pop("series_id") == str(SERIES)
             return dict(facts)
 
-        # A part first, as an interrupted pass leaves it; the pass goes on where values are null.
+        # A part first, as an interrupted pass leaves it; the pass resumes where values are null.
         part = await enriched(f"--to={whole[500].time}")
         assert part == {"enriched": 500, "different": 0, "remaining": 0}
         assert [candle.flow for candle in stored(store)[499:501]] == [whole[499].flow, NO_FLOW]
@@ -659,7 +659,7 @@ def test_a_backfill_that_says_too_little_or_too_much_is_wrong_use(arguments: lis
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("unit", [1000, 1_000_000])
 def test_an_archive_brings_all_nine_values(unit: int, header: bool, tmp_path: Path, store: Path, run: Run) -> None:
-    candles = [traded(one) for one in minutes(START, 100)]
+    candles = [traded(minute) for minute in minutes(START, 100)]
     candles[1] = candles[1]._replace(trades=None)
     spoilt = [*candles, traded(minutes(START + 6000, 1)[0])._replace(taker_buy_volume=1e9)]
     write_archive(tmp_path / DAY, spoilt, unit=unit, header=header)
@@ -713,7 +713,7 @@ def test_recorded_archives_go_in_and_out_with_the_text_of_all_nine_values(
                 assert float(ours) == float(theirs)
 
 
-# Decimals of a number up to which a double gives its text back.
+# Decimals up to which a double round-trips as text.
 SAFE_DIGITS = 15
 
 

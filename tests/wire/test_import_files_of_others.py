@@ -1,5 +1,5 @@
-"""`klinesync import` of files that others made: what is no file, what is passed over, names that do harm, an import
-that fails or is interrupted midway."""
+"""`klinesync import` of files from elsewhere: not files at all, ignored files, harmful names, an import that fails or
+is interrupted midway."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_zip_that_unpacks_without_a_limit_of_memory_is_refused(
 
 def listen(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
-        made.bind(path.name)  # a path has to be short
+        made.bind(path.name)  # a path must be short
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_named_pipe_in_a_folder_or_as_a_checksum_hangs_nobody(
     assert asyncio.run(all_of(FreqtradeFiles(folder), SERIES)) == []
 
 
-# --- what is passed over
+# --- ignored files
 
 
 def test_files_that_are_passed_over_in_a_folder_are_named_with_the_reason(
@@ -142,7 +142,7 @@ def test_of_many_passed_over_files_further_ones_are_counted(
     assert "data: passed over: 7 more files" in out
 
 
-# --- names and texts that do harm
+# --- harmful names and texts
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -166,7 +166,7 @@ def test_names_of_files_and_texts_in_them_forge_no_lines_and_reach_no_terminal(a
     assert b"da\\nta\\x1b[2J" in (done.stdout.replace(b"\\\\", b"\\") if as_json else done.stdout)
 
 
-# --- broken off midway
+# --- interrupted midway
 
 
 async def test_an_import_that_fails_midway_reports_the_stored_candles(

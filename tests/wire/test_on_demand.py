@@ -84,7 +84,11 @@ async def test_a_job_starts_with_the_first_subscriber_and_stops_after_its_idle_t
 
 
 def streams(exchange: SimServer) -> int:
-    return sum(len(one.listener.session.names) for one in exchange._connections.values() if not one.closing)
+    return sum(
+        len(connection.listener.session.names)
+        for connection in exchange._connections.values()
+        if not connection.closing
+    )
 
 
 async def test_a_subscription_of_a_derived_series_starts_its_base(tmp_path: Path) -> None:
@@ -125,7 +129,7 @@ async def test_at_capacity_the_longest_idle_job_is_stopped_or_the_subscription_r
         assert (refused["code"], refused["message"]) == ("capacity", "ondemand_ingest_capacity")
         assert refused["series_id"] == str(FUTURES)
         await ask(socket, BTC)
-        await heard(socket, "subscribed")  # the whitelist needs no room
+        await heard(socket, "subscribed")  # the whitelist does not count as capacity
         await ask(socket, ETH, "unsubscribe")
         await ask(socket, FUTURES)
         assert (await heard(socket, "subscribed"))["series_id"] == str(FUTURES)
@@ -145,7 +149,7 @@ async def test_an_unlisted_series_is_refused_and_starts_nothing(name: str, tmp_p
 
 
 async def test_a_thousand_flaps_at_capacity_leave_no_reference_and_no_job(tmp_path: Path) -> None:
-    """Clients that subscribe, unsubscribe, subscribe twice and vanish in any state."""
+    """Clients that subscribe, unsubscribe, subscribe twice and disconnect in any state."""
     rng = random.Random(5)
     async with serving(tmp_path, symbols=8, ondemand_max_jobs="3", ondemand_idle_ttl_s="0.1") as (exchange, service):
         names = [

@@ -1,6 +1,7 @@
-"""Exchanges without a client of our own, through the whole service: an exchange object as ccxt's, on the simulated one.
+"""Exchanges without a client of our own, through the whole service: an exchange object like ccxt's, backed by the
+simulated exchange.
 
-tests/clients does the same to the source alone with unmodified ccxt, which is not installed where these tests run.
+tests/clients does the same for the source alone with unmodified ccxt, which is not installed where these tests run.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ async def test_only_a_second_list_without_the_symbol_proves_it_delisted(
         def state() -> str:
             return service.runtime.supervisors.status(BTC).state
 
-        for part in (0, 3):  # nothing, and a part that even has the symbol
+        for part in (0, 3):  # nothing, and a part that the symbol even contains
             made[0].listed = lambda bases, part=part: bases[:part]  # type: ignore[misc]
             lists = made[0].lists
             await until(lambda lists=lists: made[0].lists > lists + 8, "it is asked again")  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What we ask of others: no redirect is followed, and proxies are used as the environment says."""
+"""Outgoing requests: no redirect is followed, and proxies are used as the environment says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from support.processes import running_anew, serve_arguments
 from support.upstream import PATIENCE_S, plain_id
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
-# Names whose encoding fails, a host that is not there, a path, and nothing at all.
+# Names that cannot be encoded, a missing host, a path, and nothing at all.
 TARGETS = ["http://" + "a" * 300 + ".example/", "http://\udcff/", "http://[::1/", "/elsewhere", "", "\x1b[31m"]
 
 

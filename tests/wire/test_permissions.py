@@ -1,4 +1,5 @@
-"""What this user may not look into, read or name ends a command with one sentence that says which and why."""
+"""A path that this user may not list, read or name ends a command with one sentence that names the path and
+the reason."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ Failed = Callable[..., str]
 
 @pytest.fixture
 def failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Failed:
-    """Run a command that fails: the one sentence on stderr."""
+    """Run a command that fails: the only sentence on stderr."""
     monkeypatch.chdir("/")  # anybody may look for a configuration there
 
     def run(*arguments: object, status: int = 1) -> str:
@@ -60,11 +61,11 @@ def store(tmp_path: Path) -> Path:
 
 @contextmanager
 def an_ordinary_user(path: Path, mode: int) -> Iterator[None]:
-    """`path` with that mode, seen by somebody who is not root."""
-    for name in LAZY_MODULES:  # Python itself may lie in a folder that only root may enter
+    """`path` with that mode, seen by a user other than root."""
+    for name in LAZY_MODULES:  # Python itself may be in a folder that only root may enter
         importlib.import_module(name)
     before = path.stat().st_mode & 0o7777
-    for folder in path.parents:  # those of pytest are open to their owner alone
+    for folder in path.parents:  # pytest's folders are open to their owner only
         if any("pytest" in part for part in folder.parts):
             folder.chmod(0o755)
     path.chmod(mode)
@@ -80,7 +81,7 @@ def an_ordinary_user(path: Path, mode: int) -> Iterator[None]:
 
 
 def commands(store: Path, table: Path) -> dict[str, tuple[object, ...]]:
-    """A command for each way to a path that was given."""
+    """For each way to pass a path, a command."""
     url = f"--database-url=sqlite:///{store}"
     return {
         "verify": ("verify", url),
@@ -180,7 +181,7 @@ def test_a_zero_byte_in_a_path_of_the_configuration_is_refused(
         assert "it contains a zero byte" in failed("verify")
 
 
-# --- names of other kinds
+# --- other kinds of names
 
 
 @pytest.mark.parametrize("command", ["verify", "export", "backup", "import", "serve"])
@@ -210,7 +211,7 @@ def test_a_store_below_a_file(command: str, store: Path, tmp_path: Path, failed:
 def test_files_whose_names_are_no_utf_8_are_written_and_read(kind: str, store: Path, tmp_path: Path) -> None:
     url = f"--database-url=sqlite:///{store}"
     file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff." + kind.encode()))
-    for _ in range(2):  # the second one compares with the first
+    for _ in range(2):  # the second time the file is compared with the first one
         assert main(["export", SERIES, f"--format={kind}", f"--output={file}", url]) == 0
     again = f"--database-url=sqlite:///{tmp_path}/again.sqlite"
     assert main(["import", str(file), f"--series={SERIES}", again]) == 0

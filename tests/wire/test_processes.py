@@ -40,7 +40,7 @@ async def test_after_kill_9_no_candle_that_a_client_saw_is_missing_and_the_hole_
                         if isinstance(update, ClosedCandle):
                             seen[update.candle.time] = update.candle
                             count += 1
-                        # In the middle of the first history, and then in the middle of live.
+                        # During the first history, and then during live candles.
                         if count == (700, 1310, 20)[round_number]:
                             break
                 service.process.kill()

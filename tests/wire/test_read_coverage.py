@@ -35,7 +35,7 @@ FUTURES = SeriesId.parse("binance:futures:ETH/USDT:1m")
 SPOT_5M = SeriesId.parse("binance:spot:ETH/USDT:5m")
 SPOT_1H = SeriesId.parse("binance:spot:ETH/USDT:1h")
 START = 1_700_000_130
-NEWEST = START // 60 * 60 - 60  # the last that is closed at the start, for long enough to be final
+NEWEST = START // 60 * 60 - 60  # the last candle closed at the start, for long enough to be final
 PATIENCE_S = 30.0
 
 
@@ -60,7 +60,7 @@ class Exchange(SimServer):
         return rest
 
     async def advance(self, seconds: int) -> None:
-        """Let so many seconds pass at once."""
+        """Let that many seconds pass at once."""
         async with aiohttp.ClientSession() as http:
             body = {"advance_s": seconds}
             async with http.post(self.http_url + "/sim/clock", json=body) as response:
@@ -88,7 +88,7 @@ class Reading:
         return [Candle(*row.values()) for row in rows]
 
     async def until_page(self, holds: Callable[[list[Candle]], bool], series: SeriesId, **params: int) -> list[Candle]:
-        """The page, once it is right; polled."""
+        """The page, once it satisfies the condition; polled."""
         candles: list[Candle] = []
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -245,7 +245,7 @@ async def test_scrolling_back_ends_at_the_listing_and_requests_nothing_then(
             assert await world.page(series, before=listing) == []
             assert await world.page(series, before=listing + 600, limit=100) == candles[:10]
             assert len(await world.page(series, before=NEWEST - 3600, limit=5000)) == 5000
-            await asyncio.sleep(0.05)  # longer than the cool-down, all in all
+            await asyncio.sleep(0.05)  # longer than the cooldown, in total
         await world.settled(series)
         assert len(world.exchange.asked) == asked
 

@@ -1,4 +1,4 @@
-"""The outage of 2021-04-25, 04:01 to 08:45 UTC, as it was recorded, through the whole service over real sockets."""
+"""The recorded outage of 2021-04-25, 04:01 to 08:45 UTC, through the whole service over real sockets."""
 
 from __future__ import annotations
 
@@ -102,14 +102,18 @@ async def listen(service: Service, series: SeriesId, since: int, upto: int) -> l
 def gaps_told(messages: list[dict[str, object]], shift_s: int) -> list[tuple[int, int, object]]:
     """In recorded time."""
     return [
-        (int(str(one["expected_next_time"])) - shift_s, int(str(one["actual_time"])) - shift_s, one["state"])
-        for one in messages
-        if one["type"] == "gap"
+        (
+            int(str(message["expected_next_time"])) - shift_s,
+            int(str(message["actual_time"])) - shift_s,
+            message["state"],
+        )
+        for message in messages
+        if message["type"] == "gap"
     ]
 
 
 def times(messages: list[dict[str, object]]) -> list[int]:
-    return [one["candle"]["candle_time"] for one in messages if one["type"] == "candle_closed"]  # type: ignore[index]
+    return [message["candle"]["candle_time"] for message in messages if message["type"] == "candle_closed"]  # type: ignore[index]
 
 
 async def test_the_outage_is_confirmed_empty_declared_once_and_never_requested_again(

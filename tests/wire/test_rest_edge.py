@@ -74,7 +74,7 @@ async def test_a_ban_is_waited_out_in_the_exchanges_seconds_and_history_is_whole
         start = edge.minute - 2500 * 60
         edge.exchange.faults.add(RateLimit(market="spot", after=2, count=1, retry_after_s=30, ban_s=90))
         pages = await edge.with_stamps(edge.pages(SPOT, start, Urgency.DEEP, edge.minute - 120))
-        candles = {one.time: one for page in pages for one in page.candles}
+        candles = {candle.time: candle for page in pages for candle in page.candles}
         assert bare(candles.values()) == truth(edge.exchange, SPOT, range(start, max(candles) + 60, 60))
         assert edge.exchange.faults.seen() == {"rate_limit": 2}
         assert edge.rest.status()["spot"].errors == {429: 1, 418: 1}

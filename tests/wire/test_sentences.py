@@ -1,4 +1,5 @@
-"""What commands say: one refusal once, counts that agree with their nouns, dates, addresses, equal exit statuses."""
+"""Messages of commands: one refusal once, counts that agree with their nouns, dates, addresses, consistent exit
+statuses."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ async def test_a_list_of_faults_is_in_force_from_the_start(tmp_path: Path) -> No
         async with aiohttp.ClientSession() as http, http.get(f"{url}/sim/state") as answer:
             state = await answer.json()
         assert state["symbols"] == ["BTCUSDT"]
-        assert [(one["id"], one["kind"]) for one in state["faults"]] == [(1, "unlisted"), (2, "rest_error")]
+        assert [(fault["id"], fault["kind"]) for fault in state["faults"]] == [(1, "unlisted"), (2, "rest_error")]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ async def hear(socket: aiohttp.ClientWebSocketResponse) -> object:
 
 
 async def events_until_answer(socket: aiohttp.ClientWebSocketResponse) -> list[tuple[str, Event]]:
-    """The events that lie before the answer to a request: all that was due when it was sent."""
+    """The events before the answer to a request: everything that was due when the request was sent."""
     await socket.send_json({"method": "LIST_SUBSCRIPTIONS", "id": 99})
     events: list[tuple[str, Event]] = []
     while True:
@@ -116,7 +116,7 @@ async def closes(socket: aiohttp.ClientWebSocketResponse, count: int) -> list[Kl
 
 
 async def end(socket: aiohttp.ClientWebSocketResponse) -> int | None:
-    """Read on until the connection ends; the code of the close frame, None when there was none."""
+    """Read until the connection ends; the code of the close frame, None without one."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             message = await socket.receive()
@@ -519,7 +519,7 @@ def opens(rows: list[list[object]]) -> list[int]:
 async def listed(http: aiohttp.ClientSession, server: SimServer, path: str) -> dict[str, dict[str, object]]:
     """The symbols of exchangeInfo by name."""
     async with http.get(f"{server.http_url}{path}/exchangeInfo") as answer:
-        return {one["symbol"]: one for one in (await answer.json())["symbols"]}
+        return {symbol["symbol"]: symbol for symbol in (await answer.json())["symbols"]}
 
 
 async def test_minutes_of_an_outage_exist_nowhere_and_stay_missing_when_it_is_lifted(

@@ -81,7 +81,7 @@ async def event(socket: aiohttp.ClientWebSocketResponse) -> tuple[str, Event]:
 
 
 async def end(socket: aiohttp.ClientWebSocketResponse) -> tuple[int | None, str | None]:
-    """Read on until the server closes; its code and reason."""
+    """Read until the server closes; its code and reason."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             message = await socket.receive()
@@ -191,7 +191,7 @@ async def test_the_retired_futures_routes_acknowledge_and_stay_silent(
                 assert await ask(socket, "SUBSCRIBE", "btcusdt@kline_1m") == {"result": None, "id": 1}
             await clock(http, server, advance_s=120)
             assert (await event(live))[0] == "btcusdt@kline_1m"
-            # Whatever was meant for the dead one would lie before this answer.
+            # Messages for the dead connection would arrive before this answer.
             assert await ask(dead, "LIST_SUBSCRIPTIONS") == {"result": ["btcusdt@kline_1m"], "id": 1}
 
 
@@ -235,7 +235,7 @@ async def test_client_pings_are_answered_and_counted(server: SimServer, http: ai
         assert (message.type, bytes(message.data)) == (WSMsgType.PONG, b"are you there")
         connections = (await state(http, server))["connections"]
         assert isinstance(connections, list)
-        assert [one["pings_received"] for one in connections] == [1]
+        assert [connection["pings_received"] for connection in connections] == [1]
 
 
 async def test_a_connection_ends_after_its_day_on_the_exchanges_clock(
@@ -286,7 +286,7 @@ async def _leave_one_stuck(http: aiohttp.ClientSession, server: SimServer) -> No
             closes += (await event(reader))[1]["k"]["x"]
         connections = (await state(http, server))["connections"]
         assert isinstance(connections, list)
-        assert [one["streams"] for one in connections] == [1], "the stuck one is gone"
+        assert [connection["streams"] for connection in connections] == [1], "the stuck one is gone"
     stuck.close()
 
 

@@ -47,7 +47,7 @@ async def until(service: Service, true: Callable[[Json], bool]) -> list[Json]:
 
 
 def spot(answer: Json) -> Json:
-    return next(one for one in answer["exchanges"] if one["market"] == "spot")
+    return next(exchange for exchange in answer["exchanges"] if exchange["market"] == "spot")
 
 
 def is_live(answer: Json) -> bool:
@@ -101,7 +101,7 @@ async def test_an_exchange_that_dies_is_red_within_seconds_and_green_again_once_
         assert dead["last_frame_at"] is not None
         assert dead["detail"]
         # A market without followed series has no trouble.
-        assert [one["state"] for one in seen[-1]["exchanges"] if one["market"] == "futures"] == ["idle"]
+        assert [exchange["state"] for exchange in seen[-1]["exchanges"] if exchange["market"] == "futures"] == ["idle"]
         assert all(one["status"] != "green" for one in seen if not spot(one)["streams"]["live"])
         async with asyncio.timeout(TIMEOUT_S):
             while told[-1]["status"] != "red":
@@ -116,12 +116,12 @@ async def test_an_exchange_that_dies_is_red_within_seconds_and_green_again_once_
                         stream_events.append(message)
                 while not is_live(told[-1]):
                     await asyncio.sleep(0.05)
-            names = [one["event"] for one in stream_events]
+            names = [event["event"] for event in stream_events]
             assert names[0] == "stream.reconnecting"
             assert all(before != after for before, after in pairwise(names)), "each change, once"
-            for one in stream_events:
-                assert one["data"]["state"] == one["event"].removeprefix("stream.")
-                assert one["data"]["since"] is not None
+            for event in stream_events:
+                assert event["data"]["state"] == event["event"].removeprefix("stream.")
+                assert event["data"]["since"] is not None
             assert "lost" in stream_events[0]["data"]["detail"]
             assert {one["status"] for one in told} == {"green", "yellow", "red"}
 

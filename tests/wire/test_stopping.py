@@ -1,4 +1,5 @@
-"""How the service stops: within a bounded time whatever clients do, with an answer to whoever waits, and no trace."""
+"""How the service stops: within a bounded time for any clients, with an answer to every waiting request, and without
+leftovers."""
 
 from __future__ import annotations
 

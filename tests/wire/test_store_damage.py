@@ -1,5 +1,5 @@
-"""Stored candles that cannot be read are told: by health, status, the log and `verify`; pages declare the hole, and the
-other candles and series are served and written as before."""
+"""Unreadable stored candles are reported by health, status, the log and `verify`; pages declare the hole, and other
+candles and series are served and written as before."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PAGE_BYTES = 4096
 
 
 def candle(number: int, more: float = 0.0) -> Candle:
-    """No two alike, with pivots, and of values that hardly compress: a chunk takes several pages."""
+    """All candles differ, with pivots, and with values that hardly compress: a chunk takes several pages."""
     noise = [abs(sin(number + 0.1 * column)) for column in range(5)]
     high = 2.0 + number / 1000 + abs(number % 60 - 30) + more + noise[0]
     return Candle(START + number * 60, 1.0 + noise[1], high, 0.5 + noise[2] / 2, 1.5 + noise[3] / 2, noise[4])
@@ -76,7 +76,7 @@ def spoil(store: Path, statement: str, which: int = 2) -> tuple[int, int]:
 
 
 def put_back(store: CandleStore, chunks: Sequence[tuple[object, ...]]) -> None:
-    """Write the chunks (id, bytes) as they were, in the transaction of `store`."""
+    """Restore the chunks (id, bytes), in the transaction of `store`."""
     assert isinstance(store, CandleStore)
     assert isinstance(store.tables, SqliteTables)
     store.tables._connection.executemany("UPDATE candle_chunk SET candles = ?2 WHERE chunk_id = ?1", chunks)
@@ -192,7 +192,7 @@ async def test_health_is_well_again_once_the_chunk_can_be_read_again(store: Path
     async with service_on(store) as service:
         await page(service)
         await wait_for_health(service, "store_damaged")
-        # In a transaction of its own, because the writer may roll back its present one.
+        # In a transaction of its own, because the writer may roll back its current transaction.
         await service.runtime._database.write(lambda store: put_back(store, before))
         found = await page(service)
         assert found["gaps"] == []
@@ -507,5 +507,5 @@ async def test_a_batch_of_several_series_is_stored_except_for_the_damaged_series
             pipeline.submit(ETH, corrected, "http"),
             return_exceptions=True,
         )
-        assert [type(one).__name__ for one in results] == ["Applied", "StoreDamaged", "Applied"]
+        assert [type(result).__name__ for result in results] == ["Applied", "StoreDamaged", "Applied"]
         assert pipeline.bulk_candles == 0

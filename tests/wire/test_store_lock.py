@@ -1,4 +1,5 @@
-"""One process writes to a store at a time; it is named to those that come second, and readers do not mind it."""
+"""One process writes to a store at a time; a second writer is told which process holds the lock, and readers are not
+affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits that the system sets for this process end a command with one sentence, and leave nothing behind."""
+"""Limits of the system on this process end a command with one sentence, and without leftovers."""
 
 from __future__ import annotations
 

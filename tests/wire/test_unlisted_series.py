@@ -50,7 +50,7 @@ HOLE = range(100, 105)
 
 
 class Ended(NamedTuple):
-    """The answers of the service about a series."""
+    """The service's answers about a series."""
 
     candles: list[Candle]
     state: object

@@ -1,4 +1,4 @@
-"""Uploads over real sockets: what is cut off, slow, or too much at once."""
+"""Uploads over real sockets: truncated, slow, or too many at once."""
 
 from __future__ import annotations
 

@@ -45,13 +45,13 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def theirs(exchange: SimServer, series: SeriesId, first: int, end: int) -> list[Candle]:
-    """The candles of that timeframe as the exchange would have them, which open in `[first, end)`."""
+    """The candles of that timeframe that open in `[first, end)`, as the exchange would have them."""
     listing = exchange.exchange.spot[series.symbol.replace("/", "")]
     return [Candle(*row[:6]) for row in listing.candles(Grid(series.timeframe), first, end, end * 1000).rows()]
 
 
 def alike(some: Sequence[Candle], others: Sequence[Candle]) -> bool:
-    """Whether they are the same but for how volumes were rounded."""
+    """Whether they are equal except for the rounding of volumes."""
     return len(some) == len(others) and all(
         one[:5] == other[:5] and isclose(one.volume, other.volume, rel_tol=ROUNDING)
         for one, other in zip(some, others, strict=True)
@@ -67,7 +67,7 @@ async def page(service: Service, series: SeriesId, **params: int) -> list[Candle
 
 
 async def until_page(service: Service, series: SeriesId, count: int, **params: int) -> list[Candle]:
-    """The page, once it has so many candles; it is asked for again and again."""
+    """The page, once it has that many candles; polled."""
     candles: list[Candle] = []
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -100,7 +100,7 @@ async def test_a_page_reaches_behind_the_base_with_what_is_folded_of_the_exchang
                 *candles,
             ]
         step_s = series.timeframe.step_s
-        assert [one.time for one in candles] == list(range(candles[0].time, candles[-1].time + 1, step_s))
+        assert [candle.time for candle in candles] == list(range(candles[0].time, candles[-1].time + 1, step_s))
         assert candles[-1].time == series.timeframe.latest_closed(NEWEST + 60)
         assert alike(candles, theirs(exchange, series, candles[0].time, candles[-1].time + step_s))
         minutes = await page(service, BASE, since=0, limit=5000)
@@ -117,7 +117,7 @@ async def test_it_is_on_the_whitelist_streamed_forming_and_closed_and_its_factor
     store, tens = tmp_path / "store.sqlite", BASE.with_timeframe(frame("10m"))
     flags = {
         "whitelist": str(tens),
-        "derived_timeframes": "10m,45m",  # without the parents of the chain
+        "derived_timeframes": "10m,45m",  # without the parents in the chain
         "startup_kline_sync_target_candles": "100",
         "derived_native_candles": "0",
         "enable_ondemand_ingest": "off",
@@ -237,7 +237,7 @@ def test_commands_take_a_series_of_such_a_timeframe(tmp_path: Path) -> None:
     start = series.timeframe.floor(NEWEST) - 10 * 2700
 
     async def backfilled() -> list[Candle]:
-        """What the exchange traded in the span that the command has brought."""
+        """The traded candles of the span that the command has read."""
         async with SimServer(SimConfig(symbols=3, start=START)) as exchange:
             span = f"--from={start}", f"--to={start + 8 * 2700}", f"--binance-spot-rest-url={exchange.http_url}"
             status, out, told = await asyncio.to_thread(klinesync, "backfill", str(series), *span, "--json", *flags)

@@ -53,7 +53,7 @@ class Verified(NamedTuple):
     errors: str
 
     def kinds(self) -> dict[str, dict[str, int]]:
-        """How many differences of each kind, by timeframe."""
+        """The number of differences of each kind, by timeframe."""
         return {
             name.rpartition(":")[2]: row["differences"]  # type: ignore[misc]
             for name, row in self.series.items()
@@ -74,7 +74,7 @@ def verified(capsys: pytest.CaptureFixture[str]) -> Callable[..., Verified]:
 
 
 async def write(store: Path, series: SeriesId, candles: Sequence[Candle], empty: Sequence[Span] = ()) -> None:
-    """Through the pipeline, a few at a time, and then `empty` is confirmed."""
+    """Write through the pipeline, a few at a time, then confirm `empty`."""
     step = DerivedStep(series.timeframe, [Timeframe.parse(code) for code in TARGETS])
     async with SqliteDatabase(store) as database:
         pipeline = IngestPipeline(database, step, no_ledger(), lambda _: None, lambda: 1_800_000_000.0)
@@ -88,7 +88,7 @@ async def write(store: Path, series: SeriesId, candles: Sequence[Candle], empty:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Ten hours of minutes but for two holes, the first of which is confirmed empty."""
+    """Ten hours of minutes with two holes, the first of which is confirmed empty."""
     path = tmp_path / "store.sqlite"
     missing = {*range(90, 97), 200}
     candles = [minute(number) for number in range(600) if number not in missing]
@@ -101,7 +101,7 @@ def files_of(store: Path) -> dict[str, bytes]:
 
 
 def spoil_page(store: Path, what: str, at: int, spoilt: bytes) -> None:
-    """Write over bytes of the first page of a table or index."""
+    """Overwrite bytes of the first page of a table or index."""
     connection = apsw.Connection(str(store))
     root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (what,)).get
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -127,7 +127,7 @@ def test_damage_of_the_file_outside_of_candles_is_reported_and_nothing_is_writte
     store: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connection = apsw.Connection(str(store))
-    if what == "probe_index":  # an index that says something else than its table
+    if what == "probe_index":  # an index that disagrees with its table
         connection.execute("CREATE TABLE probe (a INTEGER)")
         connection.execute("CREATE INDEX probe_index ON probe (a)")
         connection.executemany("INSERT INTO probe VALUES (?)", [(number,) for number in range(200)])
@@ -163,7 +163,7 @@ UNTOLD = ", NULL" * 4
 
 
 def damage(store: Path, *statements: str) -> None:
-    """Every candle is made a row first, so that a statement finds it."""
+    """Unpack every candle into a row first, so that a statement can find it."""
     connection = apsw.Connection(str(store))
     connection.execute("PRAGMA foreign_keys = OFF")
     for chunk_id, packed in connection.execute("SELECT chunk_id, candles FROM candle_chunk").fetchall():

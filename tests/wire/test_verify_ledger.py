@@ -1,4 +1,4 @@
-"""`klinesync verify` computes factors and overlays anew: a sound ledger passes, each kind of damage is named."""
+"""`klinesync verify` recomputes factors and overlays: a sound ledger passes, each kind of damage is named."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def step(**flags: str) -> LedgerStep:
 
 
 async def write(path: Path, *batches: Sequence[Candle], ledger: LedgerStep | None = None) -> None:
-    """Through the pipeline, until factors and overlays have caught up."""
+    """Write through the pipeline, until factors and overlays have caught up."""
     ledger = ledger or step()
     async with SqliteDatabase(path) as database:
         derived = DerivedStep(SERIES.timeframe, [DERIVED.timeframe])
@@ -129,7 +129,7 @@ NUMBER = f"(SELECT series_no FROM series WHERE series_id = '{SERIES}')"
 
 
 def nth(table: str, position: int, columns: str, order: str) -> str:
-    """A condition that is true of one row, in the middle of others."""
+    """A condition that is true of one row in the middle."""
     rows = f"SELECT {columns} FROM {table} WHERE series_no = {NUMBER} ORDER BY {order}"
     return f"({columns}) = ({rows} LIMIT 1 OFFSET {position})"
 

@@ -1,4 +1,4 @@
-"""`klinesync watch` as a person sees it: on a terminal of its own, and in a pipe."""
+"""`klinesync watch` on a terminal of its own, and in a pipe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHER_SCREEN, FIRST_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
 CURSOR_HIDDEN, CURSOR_SHOWN = b"\x1b[?25l", b"\x1b[?25h"
 HOME = b"\x1b[H"
 CTRL_C = b"\x03"
-# Makes the terminal that it was given the one that sends it signals, as a shell's is.
+# Makes its terminal the controlling one, which sends it signals, as a shell's does.
 CONTROLLED = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
 )
@@ -48,7 +48,7 @@ class Terminal:
             self.written += os.read(self._master, 1 << 16)
         except BlockingIOError:
             return
-        except OSError:  # nobody writes any more
+        except OSError:  # no process writes any more
             asyncio.get_running_loop().remove_reader(self._master)
 
     def type(self, text: bytes) -> None:
@@ -58,7 +58,7 @@ class Terminal:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     def frame(self, height: int) -> list[str]:
-        """The lines of the newest whole frame of that height; none where there was no such frame."""
+        """The lines of the newest whole frame of that height; none without such a frame."""
         for frame in reversed(self.written.split(HOME)):
             lines = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", frame).decode(errors="replace").split("\n")
             if len(lines) == height:
@@ -120,7 +120,7 @@ async def test_a_terminal_gets_a_board_that_fits_its_size_and_is_restored(tmp_pa
         assert re.search(r"[▁-█]{20,}  [0-9.]+ to [0-9.]+$", wide[2])
         names = next(at for at, line in enumerate(wide) if "open" in line)
         assert wide[names].split() == ["UTC", "open", "high", "low", "close", "volume", "change"]
-        # The forming candle, and below it the closed ones: a whole screen of them, newest first, each minute once.
+        # The forming candle, and below it the closed ones: a whole screen, newest first, each minute once.
         assert wide[names + 1].startswith(">")
         times = [line[3:19] for line in wide[names + 1 :]]
         assert len(times) == 24 - names - 1
@@ -147,7 +147,7 @@ async def test_a_resize_redraws_and_sigterm_restores_the_terminal_too(tmp_path: 
         await service.runtime.market_data.ingest_candles_closed(SERIES, candles)
         await screen.shows("+50.00%", 24)
         await screen.shows("red:", 24)  # years behind the clock
-        screen.resize(100, 8)  # nothing else happens
+        screen.resize(100, 8)  # no other event follows
         await screen.shows("+50.00%", 8)
         screen.process.send_signal(signal.SIGTERM)
         assert await screen.ended() == 0

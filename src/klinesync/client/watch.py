@@ -19,7 +19,8 @@ from rich.live import Live
 
 from klinesync.client.asking import ServiceError, get, refusal_in, service_url, unreachable
 from klinesync.client.asking import reason as why_not
-from klinesync.client.board import HELD_CANDLES, Board, Health, Unanswered, clock, notice, number
+from klinesync.client.board import HELD_CANDLES, Board, Health, Unanswered, notice
+from klinesync.client.figures import clock, number
 from klinesync.client.follow import follow
 from klinesync.client.progress import EVERYTHING, What
 from klinesync.client.session import open_session

@@ -83,7 +83,7 @@ def build_exchange(config: SimConfig, host_now_s: float) -> tuple[SimExchange, i
         recordings = load_recordings(config.data, config.seed)
         shift_s, now_s = choose_start(recordings, host_now_s, config.start)
         now_s += 0.0 if config.start is None else skew_s
-        tapes = [(one.symbol, RecordedTape(one.rows, shift_s)) for one in recordings]
+        tapes = [(recording.symbol, RecordedTape(recording.rows, shift_s)) for recording in recordings]
         return make_exchange(tapes, config.seed, shift_s, "recorded"), int(now_s * 1000)
     if not 1 <= config.symbols <= MAX_SYMBOLS:
         raise BadSimConfig(f"symbols is {config.symbols}; the generator makes 1 to {MAX_SYMBOLS} on each market")
@@ -315,17 +315,17 @@ class SimServer:
                 "markets": {"spot": spot, "futures": futures},
                 "connections": [
                     {
-                        "id": one.number,
-                        "path": one.path,
-                        "market": one.listener.session.route.market,
-                        "live": one.listener.session.route.live,
-                        "streams": len(one.listener.session.names),
-                        "sent": one.listener.sent,
-                        "pings_received": one.pings_received,
-                        "opened_ms": one.opened_ms,
-                        "buffered_bytes": one.transport.get_write_buffer_size(),
+                        "id": connection.number,
+                        "path": connection.path,
+                        "market": connection.listener.session.route.market,
+                        "live": connection.listener.session.route.live,
+                        "streams": len(connection.listener.session.names),
+                        "sent": connection.listener.sent,
+                        "pings_received": connection.pings_received,
+                        "opened_ms": connection.opened_ms,
+                        "buffered_bytes": connection.transport.get_write_buffer_size(),
                     }
-                    for one in self._connections.values()
+                    for connection in self._connections.values()
                 ],
                 "rest_weight_used": self._api.weight_used(now_ms),
                 "faults": self._board.in_force(),

@@ -1,4 +1,7 @@
-"""Candles, gaps and revisions of all series, over the tables of any engine."""
+"""Candles, gaps and revisions of all series, over the tables of any engine.
+
+The file is longer than others: all writes of a series share the memory of the one writer, and its savepoints.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Announcement:
         self.commit = applied.commit
         self.newest = candles[-1].time
         if applied.flow_revised and not full:
-            self.candles = candles = tuple(one for one in candles if one.time not in applied.flow_revised)
+            self.candles = candles = tuple(candle for candle in candles if candle.time not in applied.flow_revised)
             self.revised = applied.revised - applied.flow_revised
         frame = self.series.timeframe
         # Subscribers whose newest candle opens at this time receive the whole batch, and nothing else. None: the

@@ -11,7 +11,7 @@ import ipaddress
 import os
 import sys
 
-# One line per refused address is appended here, so that a subprocess (freqtrade) can be asked afterwards.
+# One line per refused address is appended to this file, so that the refusals of a subprocess (freqtrade) can be read.
 LOG = "KLINESYNC_REFUSED_ADDRESSES"
 
 refused: list[str] = []

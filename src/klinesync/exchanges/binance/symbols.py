@@ -22,15 +22,16 @@ class SymbolTable:
 
     def __init__(self, listings: Iterable[Listing] = ()) -> None:
         listings = list(listings)
-        names = Counter(one.symbol for one in listings)
-        ids = Counter(one.symbol_id.lower() for one in listings)
+        names = Counter(listing.symbol for listing in listings)
+        ids = Counter(listing.symbol_id.lower() for listing in listings)
         self.ambiguous = [
-            one
-            for one in listings
-            if ids[one.symbol_id.lower()] > 1 or (names[one.symbol] > 1 and one.symbol_id != _plain_id(one))
+            listing
+            for listing in listings
+            if ids[listing.symbol_id.lower()] > 1
+            or (names[listing.symbol] > 1 and listing.symbol_id != _plain_id(listing))
         ]
-        unclear = {id(one) for one in self.ambiguous}
-        self._by_name = {one.symbol: one for one in listings if id(one) not in unclear}
+        unclear = {id(listing) for listing in self.ambiguous}
+        self._by_name = {listing.symbol: listing for listing in listings if id(listing) not in unclear}
         self._by_id = {one.symbol_id: one for one in self._by_name.values()}
 
     @property

@@ -225,7 +225,7 @@ class CcxtClient:
                 if symbol not in symbols or not isinstance(ticker, Mapping):
                     continue
                 numbers = plain_row([ticker.get(name) for name in ("last", "quoteVolume", "percentage")])
-                values = [float(one) for one in numbers if one is not None and isfinite(one)]
+                values = [float(number) for number in numbers if number is not None and isfinite(number)]
                 if len(values) == len(numbers):
                     found.append(Ticker(symbols[symbol], *values))
             return found

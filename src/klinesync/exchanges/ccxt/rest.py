@@ -214,8 +214,8 @@ class CcxtRest:
             raise UpstreamError(f"{self.client.name} has no list of tickers", 400)
         listings = await self.listings(market, LISTINGS_TTL_S)
         symbols = {
-            ccxt_symbol(SeriesId(self.client.name, market, one.symbol, _ANY_FRAME)): one.symbol_id
-            for one in listings.values()
+            ccxt_symbol(SeriesId(self.client.name, market, listing.symbol, _ANY_FRAME)): listing.symbol_id
+            for listing in listings.values()
         }
         return await self.client.tickers(symbols, Errand(Urgency.READ))
 
@@ -393,7 +393,7 @@ class CcxtRest:
         """Ask for rows, whose `Date` and newest open time tell the time. Raises `UpstreamError`."""
         can, clock = await self.abilities(), self.clocks[market]
         symbols = await self.listings(market, LISTINGS_TTL_S)
-        trading = next((one for one in symbols.values() if one.trading), None)
+        trading = next((symbol for symbol in symbols.values() if symbol.trading), None)
         if trading is None:
             raise UpstreamError(f"{self.client.name} lists nothing on its {market} market to tell the time by", 400)
         frames = (frame for frame in Timeframe.known.values() if can.timeframes is None or frame.code in can.timeframes)

@@ -133,7 +133,7 @@ class CcxtConnection:
         async with asyncio.TaskGroup() as group:
             while True:
                 restart, self._restart = self._restart, set()
-                ended = [one for one in self._tasks if one not in self._wanted or one in restart]
+                ended = [series for series in self._tasks if series not in self._wanted or series in restart]
                 for one in ended:
                     self._tasks.pop(one).cancel()
                 for one in self._wanted:
