@@ -72,6 +72,7 @@ def test_a_series_with_a_requested_gap() -> None:
     answer.events = [
         Event(at(5) * 1000, "gap.declared", "3 candles: missing", at(5) * 1000, 1),
         Event(at(9) * 1000, "history.failed", "no answer", at(6) * 1000, 4),
+        Event(at(9) * 1000 + 20, "connection.made", "streams of the market are subscribed", at(9) * 1000, 20),
     ]
     text = lines(answer)
     assert text[1] == "YELLOW: Candles between stored ones are missing, and are requested."
@@ -103,6 +104,7 @@ def test_a_series_with_a_requested_gap() -> None:
         "Recent events:",
         "  2025-11-30 08:05 UTC: gap.declared: 3 candles: missing",
         "  2025-11-30 08:09 UTC, 4 times since 2025-11-30 08:06 UTC: history.failed: no answer",
+        "  2025-11-30 08:09 UTC, 20 times: connection.made: streams of the market are subscribed",
     ]
 
 

@@ -75,6 +75,13 @@ def test_every_command_has_an_example_that_parses_and_lists_its_own_flags_alone(
     assert options(*flags) <= own
 
 
+def test_help_of_demo_has_the_defaults_of_the_demo() -> None:
+    text = " ".join(command_parser(parser(), "demo").format_help().split())
+    for default in ("a free port", "a temporary file", "the first 20 symbols of each market of the exchange"):
+        assert f"(default {default})" in text
+    assert "klinesync.sqlite" not in text
+
+
 def test_help_of_the_program_names_every_command_and_imports_none() -> None:
     code, out, _ = klinesync("--help")
     assert code == 0

@@ -156,8 +156,8 @@ def test_an_archive_for_a_store_that_knows_no_symbols_is_refused_with_the_comman
     done = run("import", tmp_path / "tree")
     folder = (tmp_path / "tree" / DATED_DAY).parent
     assert done.status == 1
-    assert f"{folder} is refused: no list in the store says what BTCUSDT_250328 is, and binance cannot be " in done.err
-    assert "(127.0.0.1:9 cannot be reached: connection refused); run the import once where it can be asked" in done.err
+    assert f"{folder} is refused: the symbol BTCUSDT_250328 is unknown: the store has no list" in done.err
+    assert "(127.0.0.1:9 cannot be reached: connection refused); import where binance is reachable, or" in done.err
     command = f"klinesync import {folder}/BTCUSDT_250328-1m-*.zip --series binance:futures:BASE/QUOTE:1m"
     assert f"name the series of its 2 files: {command} (BASE/QUOTE is what BTCUSDT_250328 stands for" in done.err
     assert (stored(store, DATED), len(stored(store, SeriesId.parse("binance:spot:ETH/USDT:1m")))) == ([], 3)
@@ -170,7 +170,7 @@ def test_a_symbol_that_neither_list_nor_exchange_names_is_never_split(tmp_path: 
     path = write_archive(tmp_path / "data/spot/LUNAUSDT-1m-2024-05-01.zip", minutes(START, 1440))
     done = run("import", path)
     assert done.status == 1
-    assert f"{path} is refused: no list in the store says what LUNAUSDT is" in done.err
+    assert f"{path} is refused: the symbol LUNAUSDT is unknown" in done.err
     assert f"klinesync import {path} --series binance:spot:BASE/QUOTE:1m (" in done.err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from math import isfinite, nan
 from typing import TYPE_CHECKING
 
@@ -47,9 +48,10 @@ def service_address(flags: RuntimeFlags, arguments: argparse.Namespace) -> str:
     return arguments.url or f"http://{host}:{flags.port}"
 
 
-def add_flags(parser: argparse.ArgumentParser, listed: Flags) -> None:
+def add_flags(parser: argparse.ArgumentParser, listed: Flags, defaults: Mapping[str, str]) -> None:
     """Every flag as an option, in groups. Flags that are not `listed` are accepted, but not shown by help. No option
-    has a default here, so that the flags of the command line are those that are present."""
+    has a default here, so that the flags of the command line are those that are present. `defaults`: texts for help in
+    place of a flag's default."""
     from klinesync.runtime.flag_groups import FLAG_GROUPS, group_of
     from klinesync.runtime.flags import RuntimeFlags
 
@@ -59,17 +61,18 @@ def add_flags(parser: argparse.ArgumentParser, listed: Flags) -> None:
         if listed == "all" or any(name in listed for name in names):
             groups[title] = parser.add_argument_group(f"{title} flags")
         for name in names:
-            _add_flag(groups.get(title, parser), name, hidden=listed != "all" and name not in listed)
+            hidden = listed != "all" and name not in listed
+            _add_flag(groups.get(title, parser), name, defaults.get(name), hidden=hidden)
 
 
-def _add_flag(group: argparse._ActionsContainer, name: str, *, hidden: bool) -> None:
+def _add_flag(group: argparse._ActionsContainer, name: str, default: str | None, *, hidden: bool) -> None:
     from klinesync.runtime.flag_sources import option
     from klinesync.runtime.flag_values import choices, metavar
     from klinesync.runtime.flags import RuntimeFlags, default_of, flag_text
 
     field = RuntimeFlags.model_fields[name]
     words = choices(field)
-    default = flag_text(default_of(name)).replace(",", ", ") or "none"
+    default = default or flag_text(default_of(name)).replace(",", ", ") or "none"
     # argparse formats help texts with %
     text = argparse.SUPPRESS if hidden else f"{field.description} (default {default})".replace("%", "%%")
     group.add_argument(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal, NoReturn
 
@@ -39,6 +39,7 @@ class Command:
     more: sentences of help after the summary; none by default.
     examples: command lines that help shows; none by default.
     flags: the flags that help lists; all by default, None for a command without flags.
+    defaults: texts of defaults that are the command's own, by flag; none by default.
     output: `report` (the default) is written at the end; a `service` goes on when its lines cannot be written; a
         `stream` ends when the reader of its lines is gone.
     """
@@ -48,6 +49,7 @@ class Command:
     more: str = ""
     examples: tuple[str, ...] = ()
     flags: Flags | None = "all"
+    defaults: Mapping[str, str] = field(default_factory=dict)
     output: Literal["report", "service", "stream"] = "report"
 
 

@@ -195,7 +195,8 @@ def _gap(series: SeriesId, gap: Hole) -> str:
 def _event(event: Event) -> str:
     time = date_text(event.at_ms // 1000)
     if event.count > 1:
-        time = f"{time}, {event.count} times since {date_text(event.since_ms // 1000)}"
+        since = date_text(event.since_ms // 1000)
+        time = f"{time}, {event.count} times" + ("" if since == time else f" since {since}")
     return f"{time}: {event.event}: {event.detail}" if event.detail else f"{time}: {event.event}"
 
 

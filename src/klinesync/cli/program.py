@@ -190,4 +190,4 @@ def _fill(name: str, parser: Parser) -> None:
         # Usage does not name the flags, which are too many.
         usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
         parser.usage = f"{usage} [FLAGS]"
-        add_flags(parser, command.flags)
+        add_flags(parser, command.flags, command.defaults)

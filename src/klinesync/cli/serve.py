@@ -204,6 +204,11 @@ COMMANDS = {
         more="Prints the address of the page. The store is a temporary file unless --database-url names another.",
         examples=("klinesync demo --speed 60",),
         flags=DEMO_FLAGS,
+        defaults={
+            "port": "a free port",
+            "database_url": "a temporary file",
+            "whitelist": f"the first {DEMO_MOST_SERIES_A_MARKET} symbols of each market of the exchange",
+        },
         output="service",
     ),
     "sim": Command(

@@ -156,8 +156,8 @@ class ExplainService:
             raise UnknownSeries(
                 str(series),
                 refusal
-                or "nothing of it is stored, nobody follows it, and the lists of symbols that were kept do not have "
-                "it; read its candles to have its exchange asked",
+                or "it is neither stored nor followed, and no cached list of symbols has it; read its candles once, so "
+                "that its exchange is asked",
             )
         health = self._health.judge(series, stored.span, stored.gaps, stored.base_span)
         statuses = [status for member in pair for status in self._history.needs_of(member)]

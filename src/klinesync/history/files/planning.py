@@ -181,8 +181,8 @@ async def _named(markets: Sequence[str], symbol_id: str, symbol_name: SymbolName
                 return market, symbol
     except UpstreamError as error:
         return (
-            f"no list in the store says what {symbol_id} is, and {ARCHIVE_EXCHANGE} cannot be asked ({error}); run the "
-            "import once where it can be asked, or name the series"
+            f"the symbol {symbol_id} is unknown: the store has no list of symbols with it, and {ARCHIVE_EXCHANGE} is "
+            f"unreachable ({error}); import where {ARCHIVE_EXCHANGE} is reachable, or name the series"
         )
     return f"{ARCHIVE_EXCHANGE} does not list {symbol_id} on {' or '.join(markets)}; name the series"
 
