@@ -225,6 +225,12 @@ export interface RestUse {
   readonly banned_until: number | null;
 }
 
+export interface ScrubStatus {
+  readonly progress_pct?: number | null;
+  readonly started_time?: number | null;
+  readonly finished_time?: number | null;
+}
+
 export interface SeriesCounts {
   readonly followed: number;
   readonly green: number;
@@ -249,6 +255,7 @@ export interface StoreStatus {
   readonly ok: boolean;
   readonly detail: string | null;
   readonly queued_candles: number;
+  readonly scrub: ScrubStatus;
 }
 
 export interface StreamAnswer {

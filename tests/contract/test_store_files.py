@@ -87,9 +87,9 @@ async def test_another_programs_file_is_refused_by_name_and_untouched(
 async def test_our_tables_beside_those_of_another_program_are_no_store(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     await filled(path, 3)
-    with sqlite3.connect(path) as mixed:
-        mixed.execute("PRAGMA application_id = 0")
-        mixed.execute("CREATE TABLE orders (id INTEGER)")
+    mixed = apsw.Connection(str(path))  # with the checksums of pages
+    mixed.execute("PRAGMA application_id = 0")
+    mixed.execute("CREATE TABLE orders (id INTEGER)")
     mixed.close()
     with pytest.raises(ForeignFile, match="tables orders"):
         await SqliteDatabase(path).__aenter__()
@@ -98,9 +98,9 @@ async def test_our_tables_beside_those_of_another_program_are_no_store(tmp_path:
 async def test_a_store_from_before_the_application_id_is_one_and_gets_it(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     await filled(path, 3)
-    with sqlite3.connect(path) as old:
-        assert old.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
-        old.execute("PRAGMA application_id = 0")
+    old = apsw.Connection(str(path))  # with the checksums of pages
+    assert old.execute("PRAGMA application_id").get == APPLICATION_ID
+    old.execute("PRAGMA application_id = 0")
     old.close()
     assert times(path) == [0, 1, 2]
     async with SqliteDatabase(path) as database:

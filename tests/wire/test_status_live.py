@@ -211,7 +211,14 @@ async def test_without_ingest_the_status_is_green_and_says_so(tmp_path: Path) ->
         answer = await status(service)
         assert (answer["status"], answer["status_reason"]) == ("green", "ingest_off")
         assert answer["series"] == {"followed": 0, "green": 0, "yellow": 0, "red": 0}
-        assert answer["store"] == {"ok": True, "detail": None, "queued_candles": 0}
+        store = answer["store"]
+        assert isinstance(store, dict)
+        assert {name: store[name] for name in ("ok", "detail", "queued_candles")} == {
+            "ok": True,
+            "detail": None,
+            "queued_candles": 0,
+        }
+        assert store["scrub"].keys() == {"progress_pct", "started_time", "finished_time"}
     async with running_service(tmp_path / "other.sqlite", enable_whitelist_ingest="off") as service:
         assert (await status(service))["status_reason"] == "idle"
 

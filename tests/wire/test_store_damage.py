@@ -20,7 +20,7 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data import store_scrub
+from klinesync.market_data import store_healer, store_scrub
 from klinesync.storage import damage
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.chunks import first_time
@@ -123,8 +123,13 @@ SWAPPED_BIT = (
 
 @pytest.mark.parametrize("statement", [CUT, EMPTY, NOISE, SWAPPED_BIT])
 async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
-    store: Path, statement: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    store: Path,
+    statement: str,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    heal_never(monkeypatch)
     first, last = spoil(store, statement)
     async with service_on(store) as service:
         found = await page(service)
@@ -174,6 +179,11 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
     assert audits[str(ETH)]["candle_count"] == COUNT + 1
 
 
+def heal_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage stays as it is, as it does until the healer has come to it."""
+    monkeypatch.setattr(store_healer, "HEAL_LOOK_S", 1e6)
+
+
 FIELDS = ("candle_time", "open", "high", "low", "close", "volume")
 
 
@@ -184,7 +194,10 @@ async def test_damage_is_reported_without_a_reader(store: Path, monkeypatch: pyt
         await wait_for_health(service, "store_damaged")
 
 
-async def test_health_is_well_again_once_the_chunk_can_be_read_again(store: Path) -> None:
+async def test_health_is_well_again_once_the_chunk_can_be_read_again(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heal_never(monkeypatch)
     connection = apsw.Connection(str(store))
     before = connection.execute("SELECT chunk_id, candles FROM candle_chunk").fetchall()
     connection.close()
@@ -204,6 +217,7 @@ async def test_a_notice_of_damage_ends_with_the_damage_without_a_reader(
 ) -> None:
     monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
     monkeypatch.setattr(store_scrub, "RECHECK_S", 0.05)
+    heal_never(monkeypatch)
     _, last = spoil(store, CUT)
     async with service_on(store) as service:
         await wait_for_health(service, "store_damaged")
@@ -219,7 +233,7 @@ async def test_damage_beyond_the_limit_of_notices_is_not_taken_for_a_gap(
     spoil(store, CUT)
     async with SqliteDatabase(store) as database:
         found = await database.read(lambda store: store_scrub.look_for_holes(store, BTC, -1))
-        assert found == store_scrub.Slice(START + (COUNT - 1) * 60, [])
+        assert found == store_scrub.Slice(START + (COUNT - 1) * 60, [], Span(START, START + COUNT * 60))
 
 
 async def test_damage_that_is_mended_during_an_older_read_is_not_taken_for_a_gap(store: Path) -> None:
@@ -240,7 +254,7 @@ async def test_damage_that_is_mended_during_an_older_read_is_not_taken_for_a_gap
                 return getattr(self._store, name)
 
         found = await database.read(look)
-        assert found == store_scrub.Slice(START + (COUNT - 1) * 60, [])
+        assert found == store_scrub.Slice(START + (COUNT - 1) * 60, [], Span(START, START + COUNT * 60))
     assert first < last
 
 

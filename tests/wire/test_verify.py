@@ -140,7 +140,7 @@ def test_damage_of_the_file_outside_of_candles_is_reported_and_nothing_is_writte
     assert "file: damaged" in out.splitlines()
     assert 1 <= out.count("    DAMAGED: ") <= MAX_FILE_PROBLEMS
     assert f"{SERIES}: 592 candles" in out
-    assert "is damaged; restore a backup" in errors
+    assert "is damaged; `klinesync verify` lists all damage; stop the service, and" in errors
     assert "Traceback" not in errors
     assert main([*arguments, "--json"]) == 1
     answer = json.loads(capsys.readouterr().out)
@@ -154,7 +154,8 @@ def test_a_file_that_is_too_damaged_for_an_audit_is_reported(store: Path, capsys
     assert main(["verify", f"--database-url=sqlite:///{store}", *FLAGS]) == 1
     out, errors = capsys.readouterr()
     assert "    DAMAGED: " in out
-    assert "malformed" in errors
+    assert "fails its checksum" in errors
+    assert "verify --repair" in errors
     assert "Traceback" not in errors
 
 
@@ -303,7 +304,7 @@ def test_a_target_that_was_never_stored_is_missing_and_one_that_is_no_target_is_
     damage(store, f"DELETE FROM candle WHERE series_no = {numbered('1h')} AND time = {at(0)}")
     damage(store, f"UPDATE candle SET close = low WHERE series_no = {numbered('1h')} AND time = {at(60)}")
     result = verified(store, "--enable-derived-timeframes=off")
-    assert result.kinds() == {"1h": {"derived_wrong": 1}}
+    assert result.kinds() == {"1h": {"hole_not_in_ledger": 1, "derived_wrong": 1}}
 
 
 def test_a_series_that_is_not_stored_and_a_missing_store_are_one_sentence(

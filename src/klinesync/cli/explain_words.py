@@ -22,7 +22,7 @@ _VERDICTS = {
     "up_to_date": "Nothing is missing.",
     "missing_head": "Nothing is stored, and no history is being read.",
     "lagging_no_recent_backfill": "Candles after the newest stored one are missing, and no history is being read.",
-    "store_damaged": "Stored candles cannot be read, and are missing until healed; `klinesync verify` lists them.",
+    "store_damaged": "Stored candles were damaged, and are missing until healed; `klinesync verify` lists them.",
     "exchange_refuses": "Candles are missing, and the exchange refuses this service.",
     "exchange_unreachable": "Candles are missing, and the exchange gives no answer.",
     "interior_gap": "Candles between stored ones are missing: not being read, or several attempts brought nothing.",

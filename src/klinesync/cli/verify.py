@@ -7,6 +7,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klinesync.cli.arguments import given_flags, series
@@ -14,12 +15,18 @@ from klinesync.cli.command import Command
 from klinesync.cli.progress import progress
 from klinesync.core.candle import Candle
 from klinesync.core.counted import counted
-from klinesync.core.errors import StoreError
+from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.printable import printable
+from klinesync.core.spans import candle_count
+from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.flags import load_flags, sqlite_path
 
 if TYPE_CHECKING:
     from klinesync.market_data.findings import LedgerAudit, SeriesAudit
+    from klinesync.storage.repair import Repaired
+
+# Damaged parts that a repair lists one by one.
+MAX_ERRORS_SHOWN = 20
 
 
 def _verify_arguments(verify: argparse.ArgumentParser) -> None:
@@ -27,13 +34,66 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
         "series_id", nargs="*", type=series, metavar="SERIES_ID", help="audit these series (default: all stored ones)"
     )
     verify.add_argument("--json", action="store_true", help="machine output")
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="copy what can be read into a new file, which takes the store's place; the old file is kept beside it. "
+        "For a stopped service, whose next start fetches or computes again what is missing",
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    return _repair(arguments) if arguments.repair else _audit(arguments)
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    from klinesync.storage.repair import repair
+
+    flags = load_flags(given_flags(arguments))
+    path = sqlite_path(flags)
+    if arguments.series_id:
+        raise Rejected("verify --repair copies the whole store; leave the series out")
+    with progress() as say:
+        done = repair(path, int(SYSTEM_CLOCK.wall_s()), say)
+    if arguments.json:
+        print(json.dumps(_repair_json(path, done), indent=1))
+        return 0
+    for error in done.errors[:MAX_ERRORS_SHOWN]:
+        print(printable(f"    DAMAGED: {error}"))
+    if len(done.errors) > MAX_ERRORS_SHOWN:
+        print(f"    … and {len(done.errors) - MAX_ERRORS_SHOWN} more")
+    for one, spans in done.lost.items():
+        missing = counted(candle_count(one.timeframe, spans), "candle")
+        print(f"{one}: {missing} missing from {iso(spans[0].start)} on, to be fetched or computed by the next start")
+    if done.aside is None:
+        print(printable(f"{path}: no damage; nothing was changed"))
+    else:
+        what = f"{done.series} series, {counted(done.candles, 'candle')}"
+        print(printable(f"{path}: a new file with {what}; the old one is {done.aside}"))
+    return 0
+
+
+def _repair_json(path: Path, done: Repaired) -> dict[str, object]:
+    return {
+        "store": str(path),
+        "damaged": done.errors,
+        "series": done.series,
+        "candles": done.candles,
+        "missing": [
+            {"series_id": str(one), "start_time": span.start, "end_time": span.end}
+            for one, spans in done.lost.items()
+            for span in spans
+        ],
+        "aside": None if done.aside is None else str(done.aside),
+    }
+
+
+def _audit(arguments: argparse.Namespace) -> int:
     from klinesync.market.parts_writing import ledger_step
     from klinesync.market.settings import derived_timeframes, ledger_settings
     from klinesync.market_data.verify import verify
     from klinesync.market_data.verify_ledger import LedgerVerifier
+    from klinesync.storage.damage import WHAT_TO_DO
     from klinesync.storage.sqlite_reader import SqliteReader
 
     flags = load_flags(given_flags(arguments))
@@ -73,7 +133,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             _print_audit(audit)
         print(f"{len(audits)} series, {counted(sum(audit.count for audit in audits), 'candle')}")
     if problems:
-        print(printable(f"klinesync: the file {store.path} is damaged; restore a backup"), file=sys.stderr)
+        print(printable(f"klinesync: the file {store.path} is damaged; {WHAT_TO_DO}"), file=sys.stderr)
     if different:
         print(
             f"klinesync: {counted(differences, 'difference')} in {len(different)} of {len(audits)} series",
@@ -191,8 +251,9 @@ COMMANDS = {
     "verify": Command(
         _verify,
         _verify_arguments,
-        more="Only reads the store, also beside a running service. Exit status 1: a difference, or a damaged file.",
-        examples=("klinesync verify",),
+        more="Only reads the store, also beside a running service; with --repair the service must be stopped. Exit "
+        "status 1: a difference, or a damaged file.",
+        examples=("klinesync verify", "klinesync verify --repair"),
         flags=VERIFY_FLAGS,
     ),
 }

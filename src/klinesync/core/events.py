@@ -29,6 +29,7 @@ EventName = Literal[
     "series.unfollowed",
     "store.damaged",
     "store.failed",
+    "store.quarantined",
     "stream.delisted",
     "stream.live",
     "stream.rest_fallback",

@@ -12,7 +12,7 @@ from klinesync.core.events import EventName
 from klinesync.core.gaps import Gap, GapChange, GapState
 from klinesync.core.spans import Span, without
 from klinesync.core.timeframe import Timeframe
-from klinesync.storage.records import Corrected
+from klinesync.storage.records import Corrected, TakenOut
 
 # Most events of one kind for the gaps of a transaction; further gaps are counted. A file may close thousands.
 MAX_GAP_EVENTS = 20
@@ -101,6 +101,15 @@ def corrected_event(corrected: Corrected) -> Named:
         )
     candles = f"{corrected.candles} candles between {date_text(corrected.first)} and {date_text(corrected.last)}"
     return Named("candles.corrected", f"{candles}: {corrected.source} has corrected them")
+
+
+def taken_out_event(timeframe: Timeframe, taken: TakenOut) -> Named:
+    """The event of damaged candles that were taken out of a series."""
+    return Named(
+        "store.quarantined",
+        f"{span_text(timeframe, taken.span)}: damaged in the store ({taken.why}); they are kept in quarantine, "
+        "and fetched or computed again",
+    )
 
 
 def reading_event(timeframe: Timeframe, span: Span, reason: str, candles: int, error: str | None) -> Named | None:

@@ -18,10 +18,10 @@ from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.contact import StreamStatus, stream_sentence
 from klinesync.history.event_log import Crowd, EventLog
-from klinesync.history.event_words import Named, corrected_event, gap_events, reading_event
+from klinesync.history.event_words import Named, corrected_event, gap_events, reading_event, taken_out_event
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.exchange_clock import ExchangeClock
-from klinesync.storage.records import Corrected, SeriesChange
+from klinesync.storage.records import Corrected, SeriesChange, TakenOut
 
 # Events of stream states that concern a single series, not its connection.
 _OWN_STATES: Mapping[StreamState, EventName] = {
@@ -156,6 +156,9 @@ class SeriesEvents:
         """A transaction has changed gaps and stored values."""
         gaps: dict[SeriesId, list[GapChange]] = {}
         for series, change in changes:
+            if isinstance(change, TakenOut):
+                self._note_own(series, taken_out_event(series.timeframe, change))
+                continue
             if self._derives(series):
                 continue
             if isinstance(change, Corrected):

@@ -13,6 +13,8 @@ from klinesync.exchanges.exchange import RestStatus
 from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.ingest.supervisors import Supervisors
 from klinesync.market_data.startup_sync import SweepProgress
+from klinesync.market_data.store_healer import Healed
+from klinesync.market_data.store_scrub import ScrubProgress
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.runtime.bulkheads import Part
@@ -21,6 +23,7 @@ from klinesync.runtime.exchange_clock import FRAMES, REST
 from klinesync.runtime.metrics import MetricsPage, Reading
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.storage.candles import CandleStore
+from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import Database
 from klinesync.ws.hub import CandleHub
 
@@ -41,6 +44,7 @@ class Parts:
     now_s: the time of a series' exchange, in UTC seconds.
     clock: our clock.
     grace_s: exchange time after a close before the candle is expected.
+    scrub, healed: readings of all of the store, and what was damaged in it.
     defects: count by part.
     """
 
@@ -55,6 +59,8 @@ class Parts:
     now_s: Callable[[SeriesId], float]
     clock: Clock
     grace_s: float
+    scrub: ScrubProgress
+    healed: Healed
     defects: Mapping[Part, int] = field(default_factory=dict)
 
 
@@ -125,14 +131,21 @@ class Inspection:
             stored = store.series()
             gaps, candles = dict.fromkeys(GapState, 0), dict.fromkeys(GapState, 0)
             for series in stored:
-                ledger = store.gaps(series)
+                try:
+                    ledger = store.gaps(series)
+                except StoreDamaged:  # klinesync_store_damaged_parts counts it
+                    continue
                 for gap in ledger:
                     gaps[gap.state] += 1
                 for state, count in missing_candles(series.timeframe, ledger).items():
                     candles[state] += count
             behind, lags = 0, []
             for series, now_s in now:
-                frame, head = series.timeframe, store.head(series)
+                frame = series.timeframe
+                try:
+                    head = store.head(series)
+                except StoreDamaged:
+                    head = None
                 behind += head is None or head < frame.latest_closed(int(now_s - parts.grace_s))
                 if head is not None:
                     lags.append(max(0.0, now_s - frame.next(head)))
@@ -226,6 +239,12 @@ class Inspection:
             yield Reading("klinesync_pipeline_candles_written_total", count, (source,))
         yield Reading("klinesync_pipeline_candles_revised_total", pipeline.revised)
         yield Reading("klinesync_store_writable", int(self._parts.database.write_error is None))
+        yield Reading("klinesync_store_damaged_parts", len(self._parts.database.damage.parts()))
+        yield Reading("klinesync_store_chunks_quarantined_total", self._parts.healed.taken_out)
+        yield Reading("klinesync_store_chunks_healed_total", self._parts.healed.settled)
+        yield Reading("klinesync_store_scrubs_total", self._parts.scrub.readings)
+        progress = self._parts.scrub.progress_pct
+        yield Reading("klinesync_store_scrub_progress_ratio", 1.0 if progress is None else progress / 100)
 
     def _of_ledgers(self) -> Iterable[Reading]:
         ledger = self._parts.ledger

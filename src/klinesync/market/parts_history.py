@@ -22,6 +22,7 @@ from klinesync.market_data.derived_services import DerivedHistory
 from klinesync.market_data.known_series import KnownSeries
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.series_scope import SeriesScope
+from klinesync.market_data.store_healer import Sources, StoreHealer
 from klinesync.market_data.store_scrub import StoreScrub
 from klinesync.pipelines.derived_step import DerivedStep
 
@@ -41,13 +42,14 @@ class HistoryParts:
     derived_history: DerivedHistory
     coverage: Coverage | None
     scrub: StoreScrub
+    healer: StoreHealer
     reader: CandleReader
 
 
 def build_history(
     settings: HistorySettings, around: Surroundings, writing: WritingParts, exchange: ExchangeParts
 ) -> HistoryParts:
-    """The parts that read history; the subscribers of the scrub are bound later."""
+    """The parts that read history; the subscribers of the scrub and of the healer are bound later."""
     board = BackfillBoard(around.clock.wall_s, writing.teller.backfill, writing.events.read)
     files = freqtrade_files(settings)
     scope = SeriesScope(
@@ -108,7 +110,7 @@ def build_history(
             limits=limits,
             derived=derived_history.ensure_page,
         )
-    scrub = StoreScrub(writing.database)
+    scrub = StoreScrub(writing.database, settings.scrub_days, around.clock)
     known = KnownSeries(scope.known, around.bulkheads, around.clock.monotonic_s)
     return HistoryParts(
         board=board,
@@ -118,6 +120,9 @@ def build_history(
         derived_history=derived_history,
         coverage=coverage,
         scrub=scrub,
+        healer=StoreHealer(
+            writing.database, writing.pipeline, Sources(writing.derived.base_of, scope.covers), around.clock
+        ),
         reader=CandleReader(writing.database, known.known, coverage, scrub.ask),
     )
 

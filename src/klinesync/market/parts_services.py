@@ -67,6 +67,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
         ingest=settings.follows,
         damaged=database.damage.sentence,
         restarts=partial(restarts, around.bulkheads, around.clock),
+        scrub=history.scrub.progress,
         monotonic=around.clock.monotonic_s,
     )
     subscriptions = WsSubscriptionCoordinator(
@@ -119,6 +120,8 @@ def build_front(settings: ServiceSettings, parts: ServedParts) -> Front:
         now_s=now_s,
         clock=clock,
         grace_s=settings.health_grace_s,
+        scrub=history.scrub.progress,
+        healed=history.healer.healed,
         defects=parts.around.bulkheads.counts,
     )
     debug = None

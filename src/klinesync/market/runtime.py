@@ -48,6 +48,7 @@ class MarketRuntime:
         self._derived_redo = writing.derived_redo
         self._retention = writing.retention
         self._scrub = history.scrub
+        self._healer = history.healer
         self._stack = AsyncExitStack()
         self._started = False
 
@@ -98,6 +99,7 @@ class MarketRuntime:
             yield Part.RETENTION, "retention", self._retention.run
         yield Part.DERIVED, "derived redo", self._derived_redo.run
         yield Part.STORE, "store scrub", self._scrub.run
+        yield Part.STORE, "store healer", self._healer.run
         yield Part.STORE, "store probe", self._probe_store
         yield Part.EVENTS, "events", self.events.run
 

@@ -91,3 +91,4 @@ def bind_subscribers(parts: ServedParts, market_data: MarketDataOrchestrator) ->
     )
     gaps = GapReading(writing.derived, history.derived_history, history.backfill)
     history.scrub.bind((writing.events.damaged, status.changed, gaps.declared))
+    history.healer.bind((status.changed, gaps.declared))

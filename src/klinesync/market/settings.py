@@ -74,6 +74,7 @@ class HistorySettings:
     native_candles: the exchange's own derived candles that one read requests; 0: none.
     final_margin_s: how long after its end a row of REST may change, in seconds.
     retention_days: candles that are older than the head by more days are not read; 0: no limit.
+    scrub_days: days between two readings of all of the store; 0: none.
     """
 
     freqtrade_folder: Path | None
@@ -88,6 +89,7 @@ class HistorySettings:
     native_candles: int
     final_margin_s: float
     retention_days: int
+    scrub_days: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ def history_settings(flags: RuntimeFlags) -> HistorySettings:
         native_candles=flags.derived_native_candles if flags.enable_ccxt_backfill else 0,
         final_margin_s=flags.rest_final_margin_s,
         retention_days=flags.retention_days,
+        scrub_days=flags.store_scrub_days,
     )
 
 

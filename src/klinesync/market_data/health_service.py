@@ -15,6 +15,7 @@ from klinesync.history.service import HistoryService
 from klinesync.market_data.health import Facts, Health, assess
 from klinesync.market_data.startup_sync import StartupSync
 from klinesync.storage.candles import CandleStore
+from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import Database
 
 
@@ -87,18 +88,30 @@ class HealthService:
         def look(store: CandleStore) -> tuple[Span | None, list[Gap], Span | None]:
             return store.span(series), store.gaps(series), store.span(base)
 
-        stored, ledger, base_stored = await self._database.read(look)
+        try:
+            stored, ledger, base_stored = await self._database.read(look)
+        except StoreDamaged:
+            return self.judge(series, None, [], None, damaged=True)
         if stored is None:
             await self._check_known(series)
         return self.judge(series, stored, ledger, base_stored)
 
-    def judge(self, series: SeriesId, stored: Span | None, ledger: Sequence[Gap], base_stored: Span | None) -> Health:
+    def judge(
+        self,
+        series: SeriesId,
+        stored: Span | None,
+        ledger: Sequence[Gap],
+        base_stored: Span | None,
+        *,
+        damaged: bool = False,
+    ) -> Health:
         """The health of a series.
 
         series: ingested or derived.
         stored: its stored span; None when nothing is stored.
         ledger: its gap ledger.
         base_stored: the stored span of its base, or of the series itself when it is ingested.
+        damaged: none of this could be read; False by default.
         """
         base = self._base_of(series)
         exchange_s = self._exchange_s(base)
@@ -116,7 +129,7 @@ class HealthService:
             sweeping=sweeping or (report.state != "failed" and self._first_history_due(base)),
             backfill=_with_reason(self._with_turn(report) if sweeping else report, stream),
             stream=stream,
-            damaged=bool(self._database.damage.of(series)),
+            damaged=damaged or bool(self._database.damage.of(series)),
             trouble=self._trouble(base),
         )
         return assess(facts, self._grace_s + self._late_s(base))

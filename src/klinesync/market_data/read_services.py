@@ -258,6 +258,8 @@ class CandleReader:
                 start = full_page_start(series.timeframe, len(candles), first, before, limit, stored)
             times = [row.candle_time for row in candles]
             first_time, last_time = (times[0], times[-1]) if times else (None, None)
+            if first_time is not None and since is None and len(times) < limit:
+                first_time = min(first_time, store.first(series) or 0)  # the first candles may be missing
             window = page_window(series.timeframe, first_time, last_time, since, before)
             holes, undeclared = holes_of_page(store, series, times, window)
             gaps = [GapOut(gap.start, gap.end, gap.state.value) for gap in holes]

@@ -71,7 +71,10 @@ def old(store: CandleStore, base: Timeframe, targets: Sequence[Timeframe], days:
             derived.update(series.with_timeframe(target) for target in targets)
     followers = {follower for derived in groups.values() for follower in derived}
     for series, derived in groups.items():
-        first, head = store.first(series), store.head(series)
+        try:
+            first, head = store.first(series), store.head(series)
+        except StoreDamaged:  # other series can still be trimmed
+            continue
         if series in followers or first is None or head is None:
             continue
         cut = cut_of(head, days, (follower.timeframe for follower in derived))

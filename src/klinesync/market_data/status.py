@@ -88,17 +88,29 @@ class MarketFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """The reading of all of the store that finds damage. `progress_pct`: of the one in progress, 0 … 100; None: there
+    is none. `started_time`, `finished_time`: UTC seconds of the newest start and end; None before the first."""
+
+    progress_pct: float | None = None
+    started_time: int | None = None
+    finished_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StoreFacts:
     """The facts of the store.
 
     error: a sentence while the store does not answer or cannot be written; None otherwise.
     damaged: a sentence while a part of the store is damaged; None otherwise.
     queued_candles: number of closed candles that wait for the writer.
+    scrub: the reading of all of the store.
     """
 
     error: str | None = None
     damaged: str | None = None
     queued_candles: int = 0
+    scrub: ScrubStatus = ScrubStatus()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +191,13 @@ class SeriesCounts:
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """The store: `ok` while it answers, can be written and is undamaged; closed candles that wait for the writer."""
+    """The store: `ok` while it answers, can be written and is undamaged; closed candles that wait for the writer; and
+    the reading of all of it that finds damage."""
 
     ok: bool
     detail: str | None
     queued_candles: int
+    scrub: ScrubStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +255,7 @@ def status(facts: StatusFacts) -> ServiceStatus:
             ok=store.error is None and store.damaged is None,
             detail=store.error or store.damaged,
             queued_candles=store.queued_candles,
+            scrub=store.scrub,
         ),
     )
 

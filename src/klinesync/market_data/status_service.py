@@ -21,15 +21,18 @@ from klinesync.market_data.status import (
     MarketFacts,
     Restart,
     RestFacts,
+    ScrubStatus,
     ServiceStatus,
     StatusFacts,
     StoreFacts,
     status,
 )
+from klinesync.market_data.store_scrub import ScrubProgress
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import SYSTEM_CLOCK, Clock, Monotonic
 from klinesync.runtime.single_flight import SingleFlight
 from klinesync.storage.candles import CandleStore
+from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import Database
 
 # Timeout of a read of the store, in seconds.
@@ -82,6 +85,7 @@ class StatusService:
     ingest: whether the flags allow any ingest.
     damaged: a sentence about damaged parts of the store; None, as by default: there are none.
     restarts: parts that were restarted after a defect; none by default.
+    scrub: progress of the reading of all of the store; None (the default): there is none.
     monotonic: monotonic seconds.
     """
 
@@ -97,6 +101,7 @@ class StatusService:
         ingest: bool,
         damaged: Callable[[], str | None] = lambda: None,
         restarts: Callable[[], Sequence[Restart]] = lambda: (),
+        scrub: ScrubProgress | None = None,
         monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
     ) -> None:
         self._monotonic = monotonic
@@ -109,6 +114,7 @@ class StatusService:
         self._ingest = ingest
         self._damaged = damaged
         self._restarts = restarts
+        self._scrub = scrub or ScrubProgress()
         # Cache of the stored spans and gaps of followed series, until a write changes them.
         self._stored: dict[SeriesId, Stored] = {}
         self._in_flight: SingleFlight[ServiceStatus] = SingleFlight()
@@ -157,7 +163,7 @@ class StatusService:
                 ingest=self._ingest,
                 markets=self._markets(),
                 series=series,
-                store=StoreFacts(error, self._damaged(), self._queued_candles()),
+                store=StoreFacts(error, self._damaged(), self._queued_candles(), _scrub_status(self._scrub)),
                 restarts=self._restarts(),
             )
         )
@@ -171,7 +177,7 @@ class StatusService:
         unknown = [series for series in followed if series not in known]
 
         def look(store: CandleStore) -> dict[SeriesId, Stored]:
-            return {series: (store.span(series), store.gaps(series)) for series in unknown}
+            return {series: _stored(store, series) for series in unknown}
 
         # A placeholder for each read in flight: `changed` removes it, and the result of that read is not cached.
         placeholders: dict[SeriesId, Stored] = {series: (None, []) for series in unknown}
@@ -183,8 +189,10 @@ class StatusService:
             for series, placeholder in placeholders.items():
                 if self._stored.get(series) is not placeholder:
                     continue
-                # An open gap may be confirmed empty without a write of candles, and is read again next time.
-                if series in read and all(gap.state is GapState.CONFIRMED_EMPTY for gap in read[series][1]):
+                # An open gap may be confirmed empty without a write of candles, and is read again next time; so is a
+                # series that is damaged.
+                settled = series in read and all(gap.state is GapState.CONFIRMED_EMPTY for gap in read[series][1])
+                if settled and not self._database.damage.of(series):
                     self._stored[series] = read[series]
                 else:
                     del self._stored[series]
@@ -198,4 +206,19 @@ def _without_ages(answer: ServiceStatus) -> ServiceStatus:
     exchanges = (
         replace(market, last_frame_at=None, rest=replace(market.rest, weight_used=None)) for market in answer.exchanges
     )
-    return replace(answer, now_time=0, exchanges=tuple(exchanges), store=replace(answer.store, queued_candles=0))
+    store = replace(answer.store, queued_candles=0, scrub=ScrubStatus())
+    return replace(answer, now_time=0, exchanges=tuple(exchanges), store=store)
+
+
+def _stored(store: CandleStore, series: SeriesId) -> Stored:
+    """The stored span and the gaps of a series; nothing of a series whose part of the store is damaged, which is on the
+    board of damage now."""
+    try:
+        return store.span(series), store.gaps(series)
+    except StoreDamaged:
+        return None, []
+
+
+def _scrub_status(scrub: ScrubProgress) -> ScrubStatus:
+    pct = scrub.progress_pct
+    return ScrubStatus(None if pct is None else round(pct, 1), scrub.started_time, scrub.finished_time)

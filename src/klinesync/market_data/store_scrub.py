@@ -1,9 +1,11 @@
-"""StoreScrub: reads all stored candles once after the start, slowly, to find damage before the candles are needed.
+"""StoreScrub: reads all of the store after the start, and every few days, slowly, to find damage before it is needed.
 
-The store itself notes candles that it cannot read. Candles that are lost without a trace (a missing row of the file)
-leave missing candles that are in no gap of the ledger: the scrub declares them, so that they are healed. Damaged
-candles are read again from time to time, so that the notice of damage ends when the damage does. Chunks of an earlier
-format are packed anew.
+First the pages of the file, where they have checksums; then, series by series, candles and ledgers. The store itself
+notes what it cannot read. Candles that are lost without a trace (a missing row of the file) leave missing candles that
+are in no gap of the ledger: the scrub declares them, so that they are healed. Damaged parts are read again from time to
+time, so that the notice of damage ends when the damage does. Chunks of an earlier format are packed anew.
+
+Each read is a snapshot of some milliseconds, so that the write-ahead log can be brought into the file in between.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from klinesync.core import gaps
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, hull, missing_spans, without
+from klinesync.core.timeframe import DAY_S
+from klinesync.runtime.clock import SYSTEM_CLOCK, Clock
 from klinesync.runtime.log_events import Log
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.damage import Damage, StoreDamaged
+from klinesync.storage.damage import Damage, Kept, StoreDamaged
 from klinesync.storage.database import Database
 
 log = Log(__name__)
@@ -28,6 +33,16 @@ log = Log(__name__)
 SCRUB_BEGINS_S = 1.0
 # Candles of a read, which takes some 2 ms.
 SCRUB_CANDLES = 5000
+# Pages of a read, which takes some 3 ms.
+SCRUB_PAGES = 256
+# How often a page that fails its checksum is looked at again before it counts as damaged, and the pause before, in
+# seconds: the page may be half written.
+PAGE_REPEATS = 3
+PAGE_REPEAT_S = 1.0
+# Numbers of damaged pages that are told.
+MAX_PAGES_TOLD = 20
+# Share of a scrub's progress that the pages of the file stand for.
+PAGES_PCT = 20.0
 # Pause between two reads, in seconds: the scrub takes at most a tenth of a core.
 SCRUB_PAUSE_S = 0.02
 # Pause after a failed read, in seconds.
@@ -48,23 +63,46 @@ GapsDeclared = Callable[[SeriesId], None]
 
 class Slice(NamedTuple):
     """A read of consecutive candles. `last`: their last open time; `undeclared`: missing spans between them that are in
-    no gap of the ledger."""
+    no gap of the ledger; `window`: from the first to the close of the last."""
 
     last: int
     undeclared: list[Span]
+    window: Span
+
+
+@dataclass(slots=True)
+class ScrubProgress:
+    """The progress of the scrub.
+
+    progress_pct: of the reading in progress, 0 … 100; None: none is.
+    started_time: UTC seconds of its start, or of that of the newest one; None before the first.
+    finished_time: UTC seconds of the end of the newest reading that ended; None before the first.
+    readings: readings that have ended since the start.
+    """
+
+    progress_pct: float | None = None
+    started_time: int | None = None
+    finished_time: int | None = None
+    readings: int = 0
 
 
 class StoreScrub:
-    """Reads every series once, and a series again after `ask`. `run` is its task.
+    """Reads all of the store every `days`, and a series again after `ask`. `run` is its task.
 
     Its subscribers are called with a series that has new gaps. They are bound before `run`, after the reader is made,
     because the reader needs the scrub.
 
     database: the store.
+    days: days from the start of one reading to that of the next; 0: the store is not read. 7 by default.
+    clock: our clock.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, days: float = 7.0, clock: Clock = SYSTEM_CLOCK) -> None:
         self._database = database
+        self._days = days
+        self._clock = clock
+        self._bad_pages: list[int] = []
+        self.progress = ScrubProgress()
         self._subscribers: tuple[GapsDeclared, ...] | None = None
         self._asked: dict[SeriesId, None] = {}
         self._arrived = asyncio.Event()
@@ -87,11 +125,21 @@ class StoreScrub:
             self._arrived.set()
 
     async def run(self) -> None:
-        """Read all series, then series after `ask`, and damaged parts, until cancelled."""
+        """Read all of the store, then series after `ask`, and damaged parts, until cancelled."""
         await asyncio.sleep(SCRUB_BEGINS_S)
-        await self._read_all()
-        await self._repack_all()
+        repacked = False
         while True:
+            due_s = self._clock.monotonic_s() + self._days * DAY_S if self._days else float("inf")
+            if self._days:
+                await self._scrub()
+            if not repacked:
+                await self._repack_all()
+                repacked = True
+            await self._serve_until(due_s)
+
+    async def _serve_until(self, due_s: float) -> None:
+        """Read series after `ask`, and damaged parts, until `due_s` (monotonic seconds)."""
+        while self._clock.monotonic_s() < due_s:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RECHECK_S):
                     await self._arrived.wait()
@@ -102,8 +150,52 @@ class StoreScrub:
                 await self._read(series)
             await self._recheck()
 
+    async def _scrub(self) -> None:
+        """Read all of the store once."""
+        progress = self.progress
+        progress.progress_pct, progress.started_time = 0.0, int(self._clock.wall_s())
+        await self._check_pages()
+        stored = await self._series()
+        for done, series in enumerate(stored):
+            progress.progress_pct = PAGES_PCT + (100.0 - PAGES_PCT) * done / len(stored)
+            await self._read(series)
+        progress.progress_pct, progress.finished_time = None, int(self._clock.wall_s())
+        progress.readings += 1
+
+    async def _check_pages(self) -> None:
+        """Compare the checksums of all pages of the file."""
+        first, bad = 1, []
+        try:
+            while True:
+                await asyncio.sleep(SCRUB_PAUSE_S)
+                wrong, count = await self._database.check_pages(first, SCRUB_PAGES)
+                if not count:
+                    break
+                bad += wrong
+                first += count
+            for _ in range(PAGE_REPEATS):
+                if bad:
+                    await asyncio.sleep(PAGE_REPEAT_S)
+                    bad = [page for page in bad if (await self._database.check_pages(page, 1))[0]]
+        except StoreError as error:
+            log.warning("store.scrub_failed", "the pages of its file cannot be checked", error=error)
+            return
+        self._note_pages(bad)
+
+    def _note_pages(self, bad: list[int]) -> None:
+        if bad == self._bad_pages:
+            return
+        self._database.damage.clear(None, Kept.PAGES, None)
+        self._bad_pages = bad
+        if bad:
+            more = f" and {len(bad) - MAX_PAGES_TOLD} more" if len(bad) > MAX_PAGES_TOLD else ""
+            what = f"pages of its file fail their checksum: {', '.join(map(str, bad[:MAX_PAGES_TOLD]))}{more}"
+            self._database.damage.note(Damage(None, None, what, Kept.PAGES))
+
     async def _recheck(self) -> None:
         """Read damaged parts again; the store drops the notice of a part that can be read."""
+        with contextlib.suppress(StoreError):  # still damaged, as reported
+            self._note_pages([page for page in self._bad_pages if (await self._database.check_pages(page, 1))[0]])
         for damage in self._parts_in_turn():
             await asyncio.sleep(SCRUB_PAUSE_S)
             with contextlib.suppress(StoreError):  # still damaged, as reported
@@ -117,16 +209,12 @@ class StoreScrub:
         self._rechecked = first + len(turn)
         return turn
 
-    async def _read_all(self) -> None:
+    async def _series(self) -> list[SeriesId]:
         while True:
             try:
-                stored = await self._database.read(lambda store: store.series())
+                return await self._database.read(lambda store: store.series())
             except StoreError:  # readers report the error
                 await asyncio.sleep(SCRUB_RETRY_S)
-            else:
-                break
-        for series in stored:
-            await self._read(series)
 
     async def _repack_all(self) -> None:
         """Pack the chunks of an earlier format anew, a few at a time. A restart goes on with the series that remain."""
@@ -161,6 +249,8 @@ class StoreScrub:
                     return
                 if read.undeclared:
                     await self._declare(series, read.undeclared)
+                with contextlib.suppress(StoreDamaged):  # the store reports the damage
+                    await self._database.read(lambda store, of=read: read_ledger(store, series, of.window))  # type: ignore[misc]
             except StoreDamaged:
                 return  # the store reports the damage
             except StoreError as error:
@@ -207,13 +297,24 @@ def look_for_holes(store: CandleStore, series: SeriesId, since: int) -> Slice | 
         return None
     frame = series.timeframe
     first = store.first(series)
-    start = times[0] if first is None or since < first else frame.next(frame.floor(since))
+    # The first candles of the series may be gone.
+    if first is None or since < first:
+        start = times[0] if first is None else min(first, times[0])
+    else:
+        start = frame.next(frame.floor(since))
     window = Span(start, frame.next(times[-1]))
     holes = missing_spans(frame, *window, times)
     if holes:
         declared = [gap.span for gap in store.gaps(series, window)]
         holes = without(without(holes, declared), store.damaged(series))
-    return Slice(times[-1], holes)
+    return Slice(times[-1], holes, window)
+
+
+def read_ledger(store: CandleStore, series: SeriesId, window: Span) -> None:
+    """Read what factors and overlays have stored of a window, to find damage. Raises `StoreDamaged`."""
+    store.ledger.events(series, *window)
+    store.ledger.drawings(series, *window)
+    store.ledger.checkpoint(series, window.end)
 
 
 def _times(rows: Iterable[Sequence[object]]) -> list[int]:

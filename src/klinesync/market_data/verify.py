@@ -157,8 +157,8 @@ def _audit_candles(store: Reading, audit: SeriesAudit, progress: Callable[[Serie
             if timeframe.is_open(candle.time):
                 times.append(candle.time)
         if times:
-            # Candles after `expected` may have been trimmed since the last window.
-            start = times[0] if expected is None or window.first is None else max(expected, window.first)
+            # Candles after `expected` may have been trimmed since the last window, and the first ones may be gone.
+            start = times[0] if window.first is None else max(expected or 0, window.first)
             _compare_ledger(audit, Span(min(start, times[0]), timeframe.next(times[-1])), times, window)
             audit.first = times[0] if audit.first is None else audit.first
             audit.head, expected = times[-1], timeframe.next(times[-1])

@@ -255,6 +255,31 @@ class IngestPipeline:
             self._publish(applied)
         self._arrived.set()
 
+    async def take_out_damaged(self, series: SeriesId, span: Span) -> list[Span]:
+        """Take the damaged candles that `span` touches out of a series: they are kept in quarantine, and are a gap. Its
+        ledger is rewound behind them. Candles that are derived from them stay. Returns the spans that were taken out.
+        Raises `StoreError`; then nothing was changed."""
+        at, now_s = int(self._wall_s()), self._monotonic()
+
+        def change(store: CandleStore) -> tuple[list[Span], list[SeriesChange]]:
+            taken = [one.span for one in store.take_out_damaged(series, span, at)]
+            if taken:
+                self._cut_ledger(store, series, taken[0].start, now_s)
+            return taken, store.changes
+
+        taken, changes = await self._commit(change)
+        if changes:
+            self._committed(changes)
+        self._arrived.set()
+        return taken
+
+    async def redo_ledger(self, series: SeriesId) -> None:
+        """Delete the damaged ledger of a series, and compute it anew. Raises `StoreError`."""
+        at = int(self._wall_s())
+        await self._database.write(lambda store: self._ledger.redo(store, series, at))
+        self._unreadable_ledgers.pop(series, None)
+        self._arrived.set()
+
     async def run(self) -> None:
         """Write queued candles until cancelled; a batch that has begun is finished. Ledgers that lag advance in pieces
         between batches."""
@@ -367,6 +392,17 @@ class IngestPipeline:
             self._advance_sound(store, sound, now_s)
         except StoreDamaged as error:
             raise LedgerDamaged(error.damage, [applied.series for applied in changes]) from error
+
+    def _cut_ledger(self, store: CandleStore, series: SeriesId, time: int, now_s: float) -> None:
+        """Rewind the ledger of a series whose candles from `time` on were taken out."""
+        error = self._unreadable_ledgers.get(series)
+        try:
+            if error is None:
+                self._ledger.cut(store, series, time)
+            elif error.damage.kept is not Kept.LEDGER:
+                self._ledger.leave_from(store, series, time, error, now_s)
+        except StoreDamaged as damaged:
+            raise LedgerDamaged(damaged.damage, [series]) from damaged
 
     def _advance_sound(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
         try:

@@ -28,6 +28,7 @@ from klinesync.pipelines.factor_states import FactorStates
 from klinesync.pipelines.watchdog import TookTooLong
 from klinesync.runtime.log_events import Log
 from klinesync.storage.candles import CandleStore
+from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.records import Ledger
 
 log = Log(__name__)
@@ -157,9 +158,15 @@ class LedgerStep:
         """Find the ledgers that lag, or were computed by other factors; called after a start."""
         if self.idle:
             return
-        ledgers = store.ledger.all()
+        ledgers: dict[SeriesId, Ledger] | None = None
+        with suppress(StoreDamaged):  # then each is read by itself
+            ledgers = store.ledger.all()
         for series in store.series():
-            head, ledger = store.head(series), ledgers.get(series)
+            try:
+                head = store.head(series)
+                ledger = store.ledger.get(series) if ledgers is None else ledgers.get(series)
+            except StoreDamaged:  # the store reports the damage, and other series go on
+                continue
             if head is None:
                 continue
             if ledger is not None and ledger.fingerprint not in self._ours:
@@ -245,13 +252,37 @@ class LedgerStep:
     def leave_behind(self, store: CandleStore, applied: Applied, error: Exception, now_s: float) -> None:
         """A change of a series whose ledger can be neither read nor rewound: the ledger lags, is not shown, and is
         computed anew once it can be written."""
-        if not applied.candles:
+        if applied.candles:
+            self.leave_from(store, applied.series, min(candle.time for candle in applied.candles), error, now_s)
+
+    def leave_from(self, store: CandleStore, series: SeriesId, time: int, error: Exception, now_s: float) -> None:
+        """As `leave_behind`, of candles that changed from `time` on."""
+        ledger = store.ledger.get(series)
+        if ledger is not None and _reaches(ledger, time):
+            store.ledger.put(series, ledger._replace(fingerprint=""))
+        if not self.idle and series not in self._behind:
+            self.put_off(series, error, now_s)
+
+    def cut(self, store: CandleStore, series: SeriesId, time: int) -> None:
+        """Candles from `time` on were taken out of the series: its ledger is rewound, and goes on without them."""
+        ledger = store.ledger.get(series)
+        if ledger is not None and _reaches(ledger, time):
+            self._rewind(store, series, ledger, time)
+            if not self.idle:
+                self._behind.setdefault(series, Lag("damaged candles were taken out"))
+
+    def redo(self, store: CandleStore, series: SeriesId, at: int) -> None:
+        """Reset a damaged ledger; it is computed anew, piece by piece. `at`: UTC seconds."""
+        try:
+            ledger = store.ledger.get(series)
+        except StoreDamaged:
+            # Nobody knows its epoch and record any more: no ledger counts as many as there are seconds.
+            ledger = Ledger("", epoch=at, record_id=at)
+        if ledger is None:
             return
-        ledger = store.ledger.get(applied.series)
-        if ledger is not None and _reaches(ledger, min(candle.time for candle in applied.candles)):
-            store.ledger.put(applied.series, ledger._replace(fingerprint=""))
-        if not self.idle and applied.series not in self._behind:
-            self.put_off(applied.series, error, now_s)
+        self._begin_anew(store, series, ledger)
+        if not self.idle:
+            self._behind[series] = Lag("its ledger was damaged")
 
     def put_off(self, series: SeriesId, error: Exception, now_s: float) -> None:
         """The ledger of the series could not be advanced; it is tried again after a backoff."""

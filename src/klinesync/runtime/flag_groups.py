@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FLAG_GROUPS: dict[str, tuple[str, ...]] = {
     "listen": ("host", "port", "api_token", "allowed_origins", "enable_debug_api"),
-    "store": ("database_url", "retention_days"),
+    "store": ("database_url", "retention_days", "store_scrub_days"),
     "follow": (
         "whitelist",
         "whitelist_path",

@@ -157,6 +157,9 @@ class RuntimeFlags(BaseModel):
     ledger_advance_max_candles: int = Field(
         2000, ge=1, description="longest ledger advance inside a write transaction, in candles"
     )
+    store_scrub_days: float = Field(
+        7, ge=0, description="days between two readings of all of the store, which find damage early; 0 = none"
+    )
     retention_days: int = Field(0, ge=0, description="closed candles older than this are deleted; 0 = keep all")
     indicators: TextList = Field(
         ("SMA(20)", "EMA(21)", "BBANDS(20)", "MACD(12,26,9)", "RSI(14)", "ATR(14)"), description="indicator factors"

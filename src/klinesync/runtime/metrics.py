@@ -144,6 +144,23 @@ METRICS = (
         "Written closed candles that had other values before, or lie behind the head.",
     ),
     Metric("klinesync_store_writable", "gauge", "1 while the store can be written; 0 after a failed write."),
+    Metric("klinesync_store_damaged_parts", "gauge", "Damaged parts of the store that are not healed yet."),
+    Metric(
+        "klinesync_store_chunks_quarantined_total",
+        "counter",
+        "Damaged chunks of candles that were taken out of the store, and are kept in quarantine.",
+    ),
+    Metric(
+        "klinesync_store_chunks_healed_total",
+        "counter",
+        "Spans in quarantine whose candles are stored again, or settled as a gap.",
+    ),
+    Metric("klinesync_store_scrubs_total", "counter", "Readings of all of the store that have ended."),
+    Metric(
+        "klinesync_store_scrub_progress_ratio",
+        "gauge",
+        "Progress of the reading of all of the store, 0 to 1; 1 while none is in progress.",
+    ),
     Metric(
         "klinesync_defects_total",
         "counter",

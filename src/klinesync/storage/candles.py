@@ -12,9 +12,9 @@ from typing import Concatenate, ParamSpec
 
 from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.errors import Rejected
-from klinesync.core.gaps import Gap, GapChange, GapState
+from klinesync.core.gaps import Gap, GapChange, GapState, note
 from klinesync.core.series_id import SeriesId
-from klinesync.core.spans import Span, runs
+from klinesync.core.spans import Span, clipped, hull, runs
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.candle_table import CandleTable
 from klinesync.storage.chunks import Maker, T, as_candles
@@ -22,7 +22,8 @@ from klinesync.storage.damage import Damage, Kept, OddValue
 from klinesync.storage.event_table import EventStore
 from klinesync.storage.ledger import LedgerStore
 from klinesync.storage.memory import Edges, Facts, Memory, Unknown, integer, series_of
-from klinesync.storage.records import Corrected, Derivation, DerivationOrigin, Origin, Revision, SeriesChange
+from klinesync.storage.quarantine import QuarantineStore, Taken
+from klinesync.storage.records import Corrected, Derivation, DerivationOrigin, Origin, Revision, SeriesChange, TakenOut
 from klinesync.storage.tables import Row, Tables, Values
 
 # Newest candles of a series in the writer's memory: at most so many make the next derived candle (seven days).
@@ -66,10 +67,12 @@ class CandleStore:
         self._commit = commit
         self._candles = CandleTable(tables, memory)
         self._unsaved_revisions: list[Values] = []
+        self._unsaved_firsts: dict[int, int] = {}
         # The changes of this transaction so far beside new candles, in order.
         self.changes: list[SeriesChange] = []
         self.ledger = LedgerStore(tables, memory)
         self.events = EventStore(tables)
+        self.quarantine = QuarantineStore(tables)
 
     # --- reads
 
@@ -197,7 +200,7 @@ class CandleStore:
         facts = self._facts(series)
         if facts is None or not facts.has_gaps:
             return []
-        gaps = [_as_gap(row) for row in self.tables.gaps(facts.number, *(window or (-1, MAX_TIME + 1)))]
+        gaps = [as_gap(row) for row in self.tables.gaps(facts.number, *(window or (-1, MAX_TIME + 1)))]
         if not gaps and self._memory.writes and not self.tables.has_gap(facts.number):
             self._memory.put(series, facts._replace(has_gaps=False))
         return gaps
@@ -303,6 +306,8 @@ class CandleStore:
                 self.changes.append((series, corrected))
         if ascending:
             first, last = ascending[0].time, ascending[-1].time
+            if edges is None or first < edges.oldest:
+                self._unsaved_firsts[facts.number] = first
             if edges is not None:
                 first, last = min(edges.oldest, first), max(edges.newest, last)
             row_chunk = self._candles.place(series, facts, ascending, last)
@@ -351,10 +356,57 @@ class CandleStore:
         facts = self._facts(series)
         if facts is None:
             return
-        self._save_revisions()
+        self.save()
+        edges = self._edges(series)
         self._memory.put(series, Facts(facts.number, has_gaps=facts.has_gaps, ledger=facts.ledger))
         self._candles.trim(series, facts.number, before)
         self.tables.delete_revisions(facts.number, before)
+        if edges is not None and edges.oldest < before:
+            self._record_first(facts.number, before)
+
+    def begin_at(self, series: SeriesId, first: int) -> None:
+        """The stored series begins at the open time `first`, whose candle is missing. Only within `Database.write`."""
+        facts, edges = self._facts(series), self._edges(series)
+        if facts is not None and edges is not None and first < edges.oldest:
+            self._unsaved_firsts[facts.number] = first
+            self._memory.put(series, facts._replace(edges=Edges(first, edges.newest)))
+
+    def _record_first(self, number: int, least: int) -> None:
+        """Record the first stored open time of a series that has no candle before `least`. The first chunk may be
+        damaged, and tell any time."""
+        self.tables.put_firsts([(None, number)])
+        edges = self._candles.edges(number)
+        if edges is not None:
+            self.tables.put_firsts([(max(edges.oldest, least), number)])
+
+    @_names_series
+    def take_out_damaged(self, series: SeriesId, span: Span, at: int) -> list[Taken]:
+        """Take damaged candles out of the series: they are kept in quarantine, and their times are gaps. Only within
+        `Database.write`.
+
+        series: whose candles.
+        span: open times; the damaged chunks that it touches are taken out.
+        at: UTC seconds.
+
+        Returns what was taken out; nothing where the candles can be read. Raises `StoreDamaged` where a part of the
+        store itself cannot be read.
+        """
+        stored, facts = self.span(series), self._facts(series)
+        if stored is None or facts is None:
+            return []
+        self.save()
+        taken = self._candles.chunks.take_damaged(series, facts.number, span)
+        if not taken:
+            return []
+        # The series begins where it began: the candles from there on are missing.
+        self._memory.put(series, facts._replace(tail=()))
+        for one in taken:
+            self.quarantine.keep(series, one, at)
+            self.changes.append((series, TakenOut(one.span, one.why)))
+        missing = clipped([one.span for one in taken], stored)
+        if missing:
+            self.change_gaps(series, note(self.gaps(series, hull(missing)), missing))
+        return taken
 
     @_names_series
     def change_gaps(self, series: SeriesId, change: GapChange) -> None:
@@ -405,6 +457,7 @@ class CandleStore:
         except BaseException:
             self._candles.drop()
             self._unsaved_revisions.clear()
+            self._unsaved_firsts.clear()
             self.ledger.drop()
             self._memory.undo(mark)
             del self.changes[changes:]
@@ -414,6 +467,7 @@ class CandleStore:
         """Write the buffered changes, so that a later error is not theirs. Only within `Database.write`."""
         self._candles.save()
         self._save_revisions()
+        self._save_firsts()
         self.ledger.save()
 
     def _save_revisions(self) -> None:
@@ -421,6 +475,12 @@ class CandleStore:
         if rows:
             self._unsaved_revisions = []
             self.tables.add_revisions(rows)
+
+    def _save_firsts(self) -> None:
+        firsts = self._unsaved_firsts
+        if firsts:
+            self._unsaved_firsts = {}
+            self.tables.put_firsts([(first, number) for number, first in firsts.items()])
 
     # --- what lies in the tables
 
@@ -463,7 +523,8 @@ def _one_after_the_other(candles: Sequence[Candle], origin: Origin) -> dict[int,
     return by_time
 
 
-def _as_gap(row: Row) -> Gap:
+def as_gap(row: Row) -> Gap:
+    """A row of the gap ledger. Raises `OddValue`."""
     start, end, state, proof, time = row
     known = _GAP_STATES.get(str(state))
     if known is None:

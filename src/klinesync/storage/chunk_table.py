@@ -22,6 +22,7 @@ from klinesync.storage.chunks import (
 )
 from klinesync.storage.damage import Damage, Kept, StoreDamaged
 from klinesync.storage.memory import Memory, integer
+from klinesync.storage.quarantine import Taken
 from klinesync.storage.tables import Tables
 
 # Chunks that are read at a time.
@@ -60,16 +61,10 @@ class ChunkTable:
         if any(whose == number and first <= chunk <= last for whose, chunk in self._unsaved):
             self.save()
         for chunk, packed in self._stored(series, number, first, last, at_once, newest=newest, strict=strict):
-            why = None if isinstance(packed, bytes) else "it is no bytes"
-            rows: list[T] = []
-            if isinstance(packed, bytes):  # else another program wrote it
-                try:
-                    grid = self._grid(series, number, chunk)
-                    rows = unpack_between(packed, *window, make, seed_of(series, grid.start), grid, full=full)
-                except ValueError as error:
-                    why = str(error)
-            if why is not None:
-                self._note(series, number, chunk, chunk, why, strict=strict)
+            try:
+                rows = self._unpacked(series, number, chunk, packed, window, make, full=full)
+            except ValueError as error:
+                self._note(series, number, chunk, chunk, str(error), strict=strict)
                 continue
             if self._memory.damage:
                 self._memory.damage.clear(series, Kept.CANDLES, self.span(series, number, chunk))
@@ -105,6 +100,24 @@ class ChunkTable:
                     self.put(series, number, integer(chunk), candles)
         return integer(headers[-1][0]) + 1 if len(headers) == most else None
 
+    def take_damaged(self, series: SeriesId, number: int, window: Span) -> list[Taken]:
+        """Delete the damaged chunks that `window` touches, and return what was in them. A chunk that can be read stays.
+        Raises `StoreDamaged` where a part of the store itself cannot be read."""
+        self.save()
+        first = chunk_of(number, series.timeframe, max(window.start, 0))
+        last = chunk_of(number, series.timeframe, min(max(window.end - 1, 0), MAX_TIME))
+        taken: list[Taken] = []
+        for chunk, packed in self._stored(series, number, first, last, CHUNKS_AT_ONCE, newest=False, strict=True):
+            span = self.span(series, number, chunk)
+            try:
+                self._unpacked(series, number, chunk, packed, span, as_candles, full=True)
+            except ValueError as error:
+                found = packed if isinstance(packed, bytes) else str(packed).encode()
+                on_grid = Span(series.timeframe.ceil(span.start), series.timeframe.ceil(span.end))
+                taken.append(Taken(on_grid, found, str(error)))
+                self._tables.delete_chunks(number, chunk, chunk + 1)
+        return taken
+
     def put(self, series: SeriesId, number: int, chunk: int, candles: Sequence[Candle]) -> None:
         """Store a chunk in place of what is there; without candles there is none."""
         if candles:
@@ -139,6 +152,15 @@ class ChunkTable:
         """The spans of the series that are known to be unreadable, ascending."""
         met = [span for whose, span in self._met if whose == series]
         return joined([*self._memory.damage.spans(series), *met])
+
+    def _unpacked(
+        self, series: SeriesId, number: int, chunk: int, packed: object, window: Span, make: Maker[T], *, full: bool
+    ) -> list[T]:
+        """The candles of a stored chunk that open in `window`. Raises `ValueError` for a damaged one."""
+        if not isinstance(packed, bytes):  # another program wrote it
+            raise ValueError("it is no bytes")  # noqa: TRY004  # as any other damage
+        grid = self._grid(series, number, chunk)
+        return unpack_between(packed, *window, make, seed_of(series, grid.start), grid, full=full)
 
     def _stored(
         self, series: SeriesId, number: int, first: int, last: int, at_once: int, *, newest: bool, strict: bool

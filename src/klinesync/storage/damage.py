@@ -15,6 +15,8 @@ log = Log(__name__)
 
 # Most damaged parts that are listed and logged one by one. A disk that loses more has failed as a whole.
 MAX_DAMAGED_PARTS = 1000
+# The end of a sentence about damage.
+WHAT_TO_DO = "`klinesync verify` lists all damage; stop the service, and `klinesync verify --repair` mends it"
 
 
 class Kept(StrEnum):
@@ -26,6 +28,9 @@ class Kept(StrEnum):
     CHECKPOINTS = "checkpoints"
     LEDGER = "ledger"
     ANY = "what is stored of it"
+    # Damaged candles that were taken out, and are not stored again yet. They are missing, and no longer unreadable.
+    QUARANTINE = "candles in quarantine"
+    PAGES = "pages of the file"
 
 
 class Damage(NamedTuple):
@@ -66,7 +71,7 @@ class StoreDamaged(StoreError):
 
     def __init__(self, damage: Damage) -> None:
         self.damage = damage
-        super().__init__(f"{damage.sentence()}; `klinesync verify` lists all damage; restore a backup")
+        super().__init__(f"{damage.sentence()}; {WHAT_TO_DO}")
 
 
 class DoAgain(StoreDamaged):
@@ -83,7 +88,7 @@ class DamageBoard:
         self._full = False
 
     def note(self, damage: Damage) -> None:
-        """Add a damaged part, and log it the first time."""
+        """Add a damaged part, and log it the first time. What is in quarantine is logged by whoever takes it there."""
         key = damage.series, damage.kept, damage.start
         with self._lock:
             known = key in self._parts
@@ -96,16 +101,21 @@ class DamageBoard:
             log.error(
                 "store.damaged", "more than %d parts of the store are damaged; the rest is not listed", len(self._parts)
             )
-        elif not known and not full:
+        elif not known and not full and damage.kept is not Kept.QUARANTINE:
             log.error("store.damaged", "%s", damage.what, series=damage.series, span=damage.span)
 
-    def clear(self, series: SeriesId, kept: Kept, span: Span | None) -> None:
+    def clear(self, series: SeriesId | None, kept: Kept, span: Span | None) -> None:
         """Remove the damage that begins in a span which was read without an error.
 
-        series: the series.
+        series: the series; None: the store itself.
         kept: the kind of data that was read.
         span: the span; None: all of it was read, and damage of unknown span is over too.
         """
+        for part in self.drop(series, kept, span):
+            log.warning("store.mended", "the %s can be read again", kept, series=series, span=part.span)
+
+    def drop(self, series: SeriesId | None, kept: Kept, span: Span | None) -> list[Damage]:
+        """Remove the same damage, without a log line. Returns what was removed."""
         least, end = (-1, 0) if span is None else span
         with self._lock:
             over = [
@@ -115,8 +125,7 @@ class DamageBoard:
             ]
             for part in over:
                 del self._parts[series, kept, part.start]
-        for part in over:
-            log.warning("store.mended", "the %s can be read again", kept, series=series, span=part.span)
+        return over
 
     def of(self, series: SeriesId) -> list[Damage]:
         """All damage of `series`, of any kind of data."""
@@ -140,7 +149,7 @@ class DamageBoard:
         if not parts:
             return None
         more = f" (and {len(parts) - 1} more damaged parts)" if len(parts) > 1 else ""
-        return f"{parts[0].sentence()}{more}; `klinesync verify` lists all damage; restore a backup"
+        return f"{parts[0].sentence()}{more}; {WHAT_TO_DO}"
 
     def __bool__(self) -> bool:
         return bool(self._parts)

@@ -51,6 +51,15 @@ class Database(Protocol):
         removed or replaced; nothing is written any more then."""
         ...
 
+    async def check_pages(self, first: int, most: int) -> tuple[list[int], int]:
+        """Compare the checksums of the next `most` pages of the store's file, from number `first` on; pages count from
+        1. A page that is being written may fail: look again before you believe it.
+
+        Returns the pages that fail, and how many were checked: 0 at the end, and of a store without checksums of its
+        own. Raises `StoreError`.
+        """
+        ...
+
     async def probe(self) -> None:
         """Write and remove a value, to find out whether the store can be written again. Raises `StoreError`."""
         ...

@@ -10,10 +10,30 @@ import apsw
 
 from klinesync.runtime.looking import is_file, is_folder
 from klinesync.runtime.open_files import TooFewFiles
-from klinesync.storage.damage import OddValue
+from klinesync.storage.damage import WHAT_TO_DO, OddValue
 
 # With less free space on the file system, a failed write without a stated reason is explained by the full disk.
 LEAST_FREE_BYTES = 1 << 20
+
+
+class BadPage(apsw.CorruptError):
+    """A page of the file fails its checksum, or the disk cannot read it. The transaction that met it is over."""
+
+
+# Extended results of SQLite for a page that cannot be read. It rolls back the transaction that needed the page.
+_BAD_PAGE = {
+    apsw.SQLITE_IOERR_DATA: "a page of the file fails its checksum",
+    apsw.SQLITE_IOERR_CORRUPTFS: "the file system is damaged",
+    apsw.SQLITE_IOERR_READ: "the disk cannot read a page of the file",
+}
+
+
+def bad_page(error: BaseException) -> BadPage | None:
+    """The damage behind an I/O error of SQLite; None when the error is no damage of the file."""
+    if not isinstance(error, apsw.IOError):
+        return None
+    what = _BAD_PAGE.get(getattr(error, "extendedresult", 0))  # apsw sets it, and does not declare it
+    return None if what is None else BadPage(what)
 
 
 # Exceptions for damaged bytes of the file: of SQLite, of its binding (a text that is not UTF-8), of ours.
@@ -40,14 +60,18 @@ def disk_trouble(error: apsw.Error | OSError | ValueError, path: Path, system_er
 
     `system_errno`: the system's last error number on the connection, behind an I/O error of SQLite.
     """
+    error = bad_page(error) or error
     if isinstance(error, apsw.IOError | apsw.CantOpenError) and system_errno in _FULL | _READ_ONLY | _TOO_MANY_FILES:
         error = OSError(system_errno, os.strerror(system_errno))
     if isinstance(error, UNREADABLE) and not isinstance(error, apsw.NotADBError):
-        return f"{path} is damaged ({error}); `klinesync verify` lists the damage; restore a backup"
+        return f"{path} is damaged ({error}); {WHAT_TO_DO}"
     if _is_full(error, path):
         return f"disk full: make room on the disk that holds {path}"
     if isinstance(error, apsw.NotADBError):
-        return f"{path} is no SQLite file; name another one with --database-url"
+        return (
+            f"{path} is no SQLite file, or its header is damaged: name another one with --database-url, or have "
+            "`klinesync verify --repair` copy what can be read"
+        )
     if isinstance(error, OSError) and error.errno in _TOO_MANY_FILES:
         return str(TooFewFiles())
     if isinstance(error, FileExistsError | NotADirectoryError) and (file := _file_as_folder(path)) is not None:

@@ -63,6 +63,11 @@ class FileWatch:
         except OSError:  # a file system without such locks: the lock file is what keeps others out
             return
 
+    @property
+    def descriptor(self) -> int | None:
+        """The open file; None while it is not open. Only for reading; whoever has it must not close it."""
+        return self._descriptor
+
     def learn(self) -> None:
         """The files that are there now are the store's. Raises `OSError` when one is missing."""
         main = self._path.stat()

@@ -28,7 +28,8 @@ _Unknown: TypeAlias = Literal[Unknown.UNKNOWN]
 
 
 class Edges(NamedTuple):
-    """The oldest and the newest stored open time of a series. Not a `Span`, which ends behind the newest candle."""
+    """The oldest and the newest stored open time of a series. Not a `Span`, which ends behind the newest candle. The
+    oldest candle itself may be missing: then its time is in a gap."""
 
     oldest: int
     newest: int
@@ -71,11 +72,15 @@ class Memory:
     def learn(self, tables: Tables) -> None:
         """Read the facts of all series at once: one query a series would delay the first candle of every series."""
         assert self.writes, "only the connection that writes may remember"
-        for number, name, gap, *edges in tables.facts():
-            series = series_of(name)
-            known = edges_of(edges)
-            row_chunk = None if known is None else chunk_of(integer(number), series.timeframe, integer(edges[0]))
-            self._facts[series] = Facts(integer(number), known, row_chunk, has_gaps=gap is not None)
+        try:
+            for number, name, gap, *edges in tables.facts():
+                series = series_of(name)
+                known = edges_of(edges)
+                row_chunk = None if known is None else chunk_of(integer(number), series.timeframe, integer(edges[0]))
+                self._facts[series] = Facts(integer(number), known, row_chunk, has_gaps=gap is not None)
+        except tables.unreadable:
+            # A damaged page costs its series alone: the facts of each are read when they are needed.
+            self._facts = {series_of(name): Facts(integer(number)) for number, name in tables.names()}
         self._learn_ledgers(tables)
         self._complete = True
 
@@ -138,16 +143,19 @@ class Memory:
 
 
 def edges_of(row: Row) -> Edges | None:
-    """The edges behind what `Tables.edges` answers. Raises `OddValue`."""
-    oldest_row, newest, packed = row
+    """The edges behind what `Tables.edges` answers. The recorded first open time counts: the first candle may be
+    damaged, or gone. Raises `OddValue`."""
+    oldest_row, newest, packed, recorded = row
     if oldest_row is None:
         return None
     oldest = integer(oldest_row)
+    if recorded is not None:
+        return Edges(min(integer(recorded), oldest), integer(newest))
     if packed is None:
         return Edges(oldest, integer(newest))
     if not isinstance(packed, bytes):
         raise OddValue("a chunk is no bytes")
-    return Edges(first_time(packed), integer(newest))
+    return Edges(min(first_time(packed), oldest), integer(newest))
 
 
 def ledger_of(row: Row) -> Ledger:

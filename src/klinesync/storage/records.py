@@ -9,6 +9,7 @@ from typing import NamedTuple
 from klinesync.core.candle import ROUNDING, Candle, agree, replacing
 from klinesync.core.gaps import GapChange
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,5 +89,13 @@ class Corrected(NamedTuple):
     source: str
 
 
-# What a transaction changes of a series beside new candles: its gap ledger, or values that were stored.
-SeriesChange = tuple[SeriesId, GapChange | Corrected]
+class TakenOut(NamedTuple):
+    """Damaged candles of a series were taken out of it, and are kept in quarantine. `span`: their open times; `why`:
+    why they are no candles, a clause."""
+
+    span: Span
+    why: str
+
+
+# What a transaction changes of a series beside new candles: its gap ledger, stored values, or damaged candles.
+SeriesChange = tuple[SeriesId, GapChange | Corrected | TakenOut]

@@ -15,10 +15,11 @@ import apsw
 from klinesync.core.errors import StoreError
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.looking import is_file
+from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.damage import Damage, DamageBoard
+from klinesync.storage.damage import Damage, DamageBoard, StoreDamaged
 from klinesync.storage.database import R
-from klinesync.storage.disk import UNREADABLE, disk_trouble
+from klinesync.storage.disk import UNREADABLE, bad_page, disk_trouble
 from klinesync.storage.lock import StoreLock, StoreLocked
 from klinesync.storage.memory import Memory
 from klinesync.storage.sqlite_file import SqliteFile, StoreReplaced
@@ -101,6 +102,17 @@ class SqliteDatabase:
     async def check(self) -> None:
         """See `Database.check`."""
         await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._check)
+
+    async def check_pages(self, first: int, most: int) -> tuple[list[int], int]:
+        """See `Database.check_pages`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reader_threads, self._check_pages, first, most)
+
+    def _check_pages(self, first: int, most: int) -> tuple[list[int], int]:
+        try:
+            return self._file.check_pages(first, most)
+        except OSError as error:
+            raise _cannot_read(self.path, error, self.damage) from error
 
     async def read(self, look: Callable[[CandleStore], R]) -> R:
         """See `Database.read`."""
@@ -199,9 +211,11 @@ class SqliteDatabase:
                 reader = self._reader_local.reader = self._open_reader()
             self._file.check_index()
             return look_into(reader.connection, reader.memory, look)
-        except (apsw.Error, OSError, *UNREADABLE) as error:
+        except (apsw.Error, OSError, StoreDamaged, *UNREADABLE) as error:
             if (replaced := self._file.replaced) is not None:  # that is why, whatever SQLite makes of it
                 raise StoreReplaced(str(replaced)) from error
+            if isinstance(error, StoreDamaged):
+                raise
             raise _cannot_read(self.path, error, self.damage) from error
 
     def _open_reader(self) -> _Reader:
@@ -282,6 +296,11 @@ class InThreadSqliteDatabase:
         async with self._writing:
             self._file.check()
 
+    async def check_pages(self, first: int, most: int) -> tuple[list[int], int]:
+        """See `Database.check_pages`."""
+        await self._pause()
+        return self._file.check_pages(first, most)
+
     async def probe(self) -> None:
         """See `Database.probe`."""
         async with self._writing:
@@ -303,6 +322,7 @@ class InThreadSqliteDatabase:
 
 def _cannot_read(path: Path, error: apsw.Error | OSError | ValueError, damage: DamageBoard) -> StoreError:
     """What a failed look raises; damage that no series explains is damage of the whole store."""
+    error = bad_page(error) or error
     if isinstance(error, UNREADABLE):
         damage.note(Damage(None, None, f"{path}: {error}"))
     return StoreError(f"the store {path} cannot be read: {disk_trouble(error, path)}")
@@ -314,6 +334,7 @@ def _refuse_foreign(path: Path) -> None:
     try:
         if not is_file(path) or not path.stat().st_size:
             return
+        page_checksums.load()
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
             check_owner(connection, path)

@@ -9,11 +9,13 @@ import apsw
 
 from klinesync.core.errors import StoreError
 from klinesync.runtime.log_events import Log
+from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, DamageBoard
 from klinesync.storage.database import R
-from klinesync.storage.disk import UNREADABLE, disk_trouble
+from klinesync.storage.disk import UNREADABLE, bad_page, disk_trouble
 from klinesync.storage.file_watch import FileWatch
+from klinesync.storage.firsts import record_firsts
 from klinesync.storage.memory import Memory
 from klinesync.storage.sqlite_reader import BUSY_TIMEOUT_MS
 from klinesync.storage.sqlite_schema import check_owner, migrate
@@ -63,9 +65,11 @@ class SqliteFile:
         writer: apsw.Connection | None = None
         try:
             self._watch.open(alone=self._alone)
+            page_checksums.refuse_unchecked(self.path)
             writer = apsw.Connection(str(self.path))
             writer.set_busy_timeout(BUSY_TIMEOUT_MS)
-            check_owner(writer, self.path)  # before anything is written
+            if not check_owner(writer, self.path):  # before anything is written
+                page_checksums.reserve(writer)
             writer.execute("PRAGMA journal_mode = WAL")
             # FULL: what was published as closed survives a power loss too, not only kill -9.
             writer.execute("PRAGMA synchronous = FULL")
@@ -74,6 +78,7 @@ class SqliteFile:
             writer.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
             writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             migrate(writer, self.path)
+            record_firsts(SqliteTables(writer))
             self._memory.learn(SqliteTables(writer))
             self._watch.learn()
             self._data_version = _data_version(writer)
@@ -118,6 +123,14 @@ class SqliteFile:
             "DROP TABLE probe",
         ):
             self._transaction(lambda writer, todo=statements: writer.execute(todo), before_commit or _nothing)  # type: ignore[misc]
+
+    def check_pages(self, first: int, most: int) -> tuple[list[int], int]:
+        """The pages that fail their checksum, among the next `most` ones from `first` on; and how many were checked: 0
+        at the end, and of a store whose pages have none. May be called by any thread while the file is open. Raises
+        `OSError`."""
+        file = self._watch.descriptor
+        size = None if file is None else page_checksums.checked_page_size(file)
+        return ([], 0) if file is None or size is None else page_checksums.bad_pages(file, size, first, most)
 
     def check(self) -> None:
         """Look whether the files are in place. Raises `StoreReplaced` when they are not, now and ever after."""
@@ -170,6 +183,7 @@ class SqliteFile:
                 writer.execute("ROLLBACK")
             cause = error.__cause__ if isinstance(error, TransactionLost) else error
             if isinstance(cause, (apsw.Error, *UNREADABLE)):
+                cause = bad_page(cause) or cause
                 why = disk_trouble(cause, self.path, errno)
                 self.write_error = StoreError(f"the store {self.path} cannot be written: {why}")
                 if isinstance(cause, UNREADABLE):  # in a part that is of no one series

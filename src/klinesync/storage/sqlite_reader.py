@@ -7,7 +7,9 @@ That is safe only while nobody writes, so the reader holds the store's lock, sha
 
 from __future__ import annotations
 
+import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +21,11 @@ import apsw
 
 from klinesync.core.errors import StoreError
 from klinesync.runtime.looking import real_path
+from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import DamageBoard
 from klinesync.storage.database import R
-from klinesync.storage.disk import UNREADABLE, disk_trouble
+from klinesync.storage.disk import UNREADABLE, bad_page, disk_trouble
 from klinesync.storage.lock import SharedLock
 from klinesync.storage.memory import Memory
 from klinesync.storage.sqlite_schema import check_owner, migrations, refuse_newer, version_of
@@ -30,14 +33,23 @@ from klinesync.storage.sqlite_tables import SqliteTables
 from klinesync.storage.wal_origin import refuse_foreign_log
 
 BUSY_TIMEOUT_MS = 5000
+# Most repeats of a look whose snapshot was lost.
+MAX_LOOKS = 4
 # Problems of the file that are told. SQLite stops looking for more, which of a badly damaged file takes long.
 MAX_FILE_PROBLEMS = 20
+# Numbers of damaged pages that are told.
+MAX_PAGES_TOLD = 20
+# How often a page that fails its checksum is looked at again, and the pause before, in seconds: a running service may
+# be writing the page.
+PAGE_REPEATS = 3
+PAGE_REPEAT_S = 0.2
 # Characters of one problem.
 MAX_PROBLEM_CHARS = 300
 
 
 def open_reader(path: Path) -> apsw.Connection:
     """A reading connection to a store that a process, maybe this one, writes to. Raises `apsw.Error`."""
+    page_checksums.load()
     reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     reader.set_busy_timeout(BUSY_TIMEOUT_MS)
     reader.execute("PRAGMA temp_store = MEMORY")
@@ -45,8 +57,10 @@ def open_reader(path: Path) -> apsw.Connection:
 
 
 def open_closed(path: Path) -> apsw.Connection:
-    """A reading connection to a store that nobody writes to; it writes nothing. Raises `apsw.Error`,
+    """A reading connection to a store that nobody writes to; it writes nothing. Where a crash has left a write-ahead
+    log, checksums of pages are not checked: SQLite's VFS without locks does not know them. Raises `apsw.Error`,
     `OSError`."""
+    page_checksums.load()
     wal = Path(f"{real_path(path)}-wal")
     if not wal.exists() or not wal.stat().st_size:
         uri = f"file:{quote(str(path.absolute()))}?immutable=1"
@@ -77,13 +91,23 @@ def refuse_irregular(path: Path, mode: int | None = None) -> None:
 
 
 def look_into(reader: apsw.Connection, memory: Memory, look: Callable[[CandleStore], R]) -> R:
-    """What `look` returns, of one snapshot."""
-    reader.execute("BEGIN")
-    try:
-        return look(CandleStore(SqliteTables(reader), memory))
-    finally:
-        if reader.in_transaction:
-            reader.execute("ROLLBACK")
+    """What `look` returns, of one snapshot. A page that cannot be read ends the snapshot: the look is repeated until
+    nothing was committed meanwhile, at most `MAX_LOOKS` times."""
+    version: object = None
+    for _ in range(MAX_LOOKS):
+        reader.execute("BEGIN")
+        tables = SqliteTables(reader)
+        try:
+            result = look(CandleStore(tables, memory))
+        finally:
+            if reader.in_transaction:
+                reader.execute("ROLLBACK")
+        if not tables.snapshot_lost:
+            break
+        before, version = version, reader.execute("PRAGMA data_version").get
+        if before == version:
+            break
+    return result
 
 
 class SqliteReader:
@@ -102,12 +126,14 @@ class SqliteReader:
         self._connection: apsw.Connection | None = None
         self._lock = SharedLock(path)
         self._closed_as: tuple[object, ...] | None = None  # the files as they were when they were opened as closed
+        # Closed after the connection: closing a file ends SQLite's locks on it.
+        self._descriptor: int | None = None
 
     def read(self, look: Callable[[CandleStore], R]) -> R:
         """What `look` returns, of one consistent state. Raises `StoreError`."""
         try:
-            with self.snapshot() as connection:
-                return look(CandleStore(SqliteTables(connection), self._memory))
+            with self._opened() as connection:
+                return look_into(connection, self._memory, look)
         except (apsw.Error, *UNREADABLE) as error:
             raise self._error("read", error) from error
 
@@ -120,24 +146,54 @@ class SqliteReader:
                 for (text,) in connection.execute(f"PRAGMA integrity_check({MAX_FILE_PROBLEMS})"):
                     found += str(text).splitlines()  # one row may hold many
             except (apsw.Error, *UNREADABLE) as error:  # damage that ends the check itself
-                found.append(str(error))
+                found.append(str(bad_page(error) or error))
+        bad = self._bad_pages()
+        if bad:
+            more = f" and {len(bad) - MAX_PAGES_TOLD} more" if len(bad) > MAX_PAGES_TOLD else ""
+            found.append(f"pages that fail their checksum: {', '.join(map(str, bad[:MAX_PAGES_TOLD]))}{more}")
         return [] if found == ["ok"] else [line[:MAX_PROBLEM_CHARS] for line in found[:MAX_FILE_PROBLEMS]]
+
+    def _bad_pages(self) -> list[int]:
+        """The pages of the file that fail their checksum; none of a store without checksums. Raises `StoreError`."""
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            size, first, bad = page_checksums.checked_page_size(self._descriptor), 1, []
+            while size is not None:
+                wrong, count = page_checksums.bad_pages(self._descriptor, size, first, page_checksums.PAGES_AT_ONCE)
+                bad += wrong
+                first += count
+                if not count:
+                    break
+            for _ in range(PAGE_REPEATS if self._closed_as is None else 0):
+                if bad and size is not None:  # a page may be half written
+                    time.sleep(PAGE_REPEAT_S)
+                    bad = [page for page in bad if page_checksums.bad_pages(self._descriptor, size, page, 1)[0]]
+        except OSError as error:
+            raise self._error("read", error) from error
+        return bad
 
     @contextmanager
     def snapshot(self) -> Iterator[apsw.Connection]:
         """A reading connection, in a transaction of one consistent state. Of a closed store nobody begins to write
         meanwhile. Raises `StoreError`."""
-        try:
-            connection = self._ready()
-        except (apsw.Error, OSError, *UNREADABLE) as error:
-            raise self._error("opened", error) from error
-        try:
+        with self._opened() as connection:
             connection.execute("BEGIN")
             try:
                 yield connection
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _opened(self) -> Iterator[apsw.Connection]:
+        """A reading connection. Raises `StoreError`."""
+        try:
+            connection = self._ready()
+        except (apsw.Error, OSError, *UNREADABLE) as error:
+            raise self._error("opened", error) from error
+        try:
+            yield connection
         finally:
             self._lock.release()
 
@@ -201,6 +257,9 @@ class SqliteReader:
 
     def _close(self) -> None:
         self._close_connection()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
         self._lock.release()
 
 

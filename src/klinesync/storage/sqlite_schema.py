@@ -31,6 +31,7 @@ OUR_TABLES = frozenset(
         "listing",
         "series_event",
         "repacking",
+        "quarantine",
     }
 )
 _FIRST_TABLES = frozenset({"series", "candle", "candle_revision", "gap", "commit_count"})

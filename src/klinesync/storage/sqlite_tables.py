@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from types import FunctionType
+from typing import Concatenate, ParamSpec, TypeVar
 
 import apsw
 
 from klinesync.core.candle import Candle
 from klinesync.storage.chunks import HEADER_BYTES
-from klinesync.storage.disk import UNREADABLE
+from klinesync.storage.damage import StoreDamaged
+from klinesync.storage.disk import UNREADABLE, BadPage, bad_page
 from klinesync.storage.tables import Row, TransactionLost, Values
 
 # Rows that one statement puts: a statement each would give the interpreter away for each, to whoever waits for it.
@@ -26,7 +30,8 @@ _EDGES = """
     (SELECT min(time) FROM candle WHERE candle.series_no = series.series_no),
     (SELECT max(time) FROM candle WHERE candle.series_no = series.series_no),
     (SELECT substr(candles, 1, 8) FROM candle_chunk WHERE chunk_id >= series.series_no << 32
-        AND chunk_id < (series.series_no + 1) << 32 ORDER BY chunk_id LIMIT 1)
+        AND chunk_id < (series.series_no + 1) << 32 ORDER BY chunk_id LIMIT 1),
+    first_time
 """
 _FACTS = (
     "SELECT series_no, series_id, (SELECT 1 FROM gap WHERE gap.series_no = series.series_no),"  # noqa: S608  # our words
@@ -44,8 +49,50 @@ _NEXT_CHUNK = "SELECT {}(chunk_id) FROM candle_chunk WHERE chunk_id BETWEEN ? AN
 _FIRST_CHUNK, _LAST_CHUNK = _NEXT_CHUNK.format("min"), _NEXT_CHUNK.format("max")
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _told(method: Callable[Concatenate[SqliteTables, P], R]) -> Callable[Concatenate[SqliteTables, P], R]:
+    """A statement that meets a page which cannot be read raises `BadPage`. After that a transaction can only be read,
+    to find out what is damaged: nothing is written outside of a transaction."""
+    writes = method.__name__.startswith(_WRITES)
+
+    @wraps(method)
+    def told(tables: SqliteTables, /, *args: P.args, **more: P.kwargs) -> R:
+        if writes and tables.lost is not None:
+            raise BadPage(f"the transaction has met a page that cannot be read: {tables.lost}")
+        try:
+            return method(tables, *args, **more)
+        except apsw.IOError as error:
+            if (bad := bad_page(error)) is None:
+                raise
+            tables.lose_transaction(bad)
+            raise bad from error
+
+    return told
+
+
+def _tells_bad_pages(kind: type[SqliteTables]) -> type[SqliteTables]:
+    """Decorates each statement of the class with `_told`."""
+    for name, method in list(vars(kind).items()):
+        if isinstance(method, FunctionType) and name not in _NO_STATEMENTS:
+            setattr(kind, name, _told(method))
+    return kind
+
+
+# The beginnings of the names of statements that write.
+_WRITES = ("add_", "delete_", "end_", "evict_", "put_", "set_")
+_NO_STATEMENTS = frozenset({"__init__", "savepoint", "lose_transaction", "_one"})
+
+
+@_tells_bad_pages
 class SqliteTables:
-    """See `Tables`."""
+    """See `Tables`.
+
+    `snapshot_lost`: a read has met a page that cannot be read, which ended its transaction: what it has read since then
+    may be of a later state. `lost`: the page that has ended a writing transaction.
+    """
 
     unreadable = UNREADABLE
     contradicted = (apsw.ConstraintError,)
@@ -54,14 +101,34 @@ class SqliteTables:
         self._connection = connection
         self._run = connection.execute
         self._run_many = connection.executemany
+        self.snapshot_lost = False
+        self.lost: BadPage | None = None
+        self._in_transaction = connection.in_transaction
+
+    def lose_transaction(self, bad: BadPage) -> None:
+        """SQLite has rolled the transaction back, because of a page that cannot be read. A reading one begins anew."""
+        if self._connection.in_transaction or not self._in_transaction:
+            return
+        if self._connection.readonly("main"):
+            self.snapshot_lost = True
+            self._connection.execute("BEGIN")
+            return
+        self.lost = bad
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """See `Tables.savepoint`."""
+        damaged: BaseException | None = None
         try:
             with self._connection:  # apsw makes a block of a connection a savepoint
-                yield
+                try:
+                    yield
+                except (StoreDamaged, BadPage) as error:
+                    damaged = error
+                    raise
         except BaseException as error:
+            if damaged is not None and not self._connection.in_transaction:
+                raise damaged from None  # there is no savepoint any more
             cause = refusal_of_disk(error)
             if cause is None and isinstance(error, apsw.Error) and not self._connection.in_transaction:
                 cause = error
@@ -78,6 +145,9 @@ class SqliteTables:
     def facts(self) -> Sequence[Row]:
         return self._run(_FACTS).fetchall()
 
+    def names(self) -> Sequence[Row]:
+        return self._run("SELECT series_no, series_id FROM series").fetchall()
+
     def number(self, name: str) -> object:
         return self._run("SELECT series_no FROM series WHERE series_id = ?", (name,)).get
 
@@ -87,6 +157,12 @@ class SqliteTables:
 
     def edges(self, number: int) -> Row | None:
         return self._one(_EDGES_OF, (number,))
+
+    def without_first(self) -> Sequence[Row]:
+        return self._run("SELECT series_no, series_id FROM series WHERE first_time IS NULL").fetchall()
+
+    def put_firsts(self, rows: Sequence[Values]) -> None:
+        self._run_many("UPDATE series SET first_time = ? WHERE series_no = ?", rows)
 
     def derived_of(self, number: int | None) -> Sequence[Row]:
         return self._run("SELECT series_id FROM series WHERE derived_from = ?", (number,)).fetchall()
@@ -172,6 +248,40 @@ class SqliteTables:
 
     def delete_revisions(self, number: int, before: int) -> None:
         self._run("DELETE FROM candle_revision WHERE series_no = ? AND time < ?", (number, before))
+
+    def put_raw(self, table: str, columns: str, rows: Sequence[Values]) -> None:
+        marks = ", ".join("?" * len(columns.split(",")))
+        self._run_many(f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", rows)  # noqa: S608  # our words
+
+    def quarantined(self) -> Sequence[Row]:
+        return self._run(
+            "SELECT series_id, start_time, end_time, found_at, why, healing FROM quarantine ORDER BY quarantine_no DESC"
+        ).fetchall()
+
+    def quarantined_bytes(self, name: str, start: int, end: int) -> Sequence[Row]:
+        return self._run(
+            "SELECT bytes FROM quarantine WHERE series_id = ? AND start_time >= ? AND end_time <= ?"
+            " ORDER BY quarantine_no DESC",
+            (name, start, end),
+        ).fetchall()
+
+    def put_quarantined(self, row: Values) -> None:
+        self._run(
+            "INSERT INTO quarantine (series_id, start_time, end_time, found_at, why, bytes, healing)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            row,
+        )
+
+    def evict_quarantined(self, most: int) -> None:
+        self._run(
+            "DELETE FROM quarantine WHERE quarantine_no <= (SELECT max(quarantine_no) FROM quarantine) - ?", (most,)
+        )
+
+    def end_quarantine(self, name: str, start: int, end: int) -> None:
+        self._run(
+            "UPDATE quarantine SET healing = 0 WHERE series_id = ? AND start_time >= ? AND end_time <= ?",
+            (name, start, end),
+        )
 
     def gaps(self, number: int, start: int, end: int) -> Sequence[Row]:
         return self._run(

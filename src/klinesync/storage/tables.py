@@ -55,6 +55,10 @@ class Tables(Protocol):
         """(number, name, 1 or None: whether it has a gap, its edges as `edges` gives them) of every series."""
         ...
 
+    def names(self) -> Sequence[Row]:
+        """(number, name) of every series."""
+        ...
+
     def number(self, name: str) -> object:
         """The number of a series; None when it is not stored."""
         ...
@@ -64,7 +68,16 @@ class Tables(Protocol):
         ...
 
     def edges(self, number: int) -> Row | None:
-        """(oldest row's time, newest row's time, first 8 bytes of the first chunk), None where there is none."""
+        """(oldest row's time, newest row's time, first 8 bytes of the first chunk, recorded first open time), None
+        where there is none."""
+        ...
+
+    def without_first(self) -> Sequence[Row]:
+        """(number, name) of the series whose first open time is not recorded."""
+        ...
+
+    def put_firsts(self, rows: Sequence[Values]) -> None:
+        """Record (first open time or None, number)."""
         ...
 
     def derived_of(self, number: int | None) -> Sequence[Row]:
@@ -140,6 +153,33 @@ class Tables(Protocol):
 
     def delete_revisions(self, number: int, before: int) -> None:
         """Delete those of candles of a time before `before`."""
+        ...
+
+    def put_raw(self, table: str, columns: str, rows: Sequence[Values]) -> None:
+        """Put rows of another store into a table, as they are."""
+        ...
+
+    # --- the quarantine
+
+    def quarantined(self) -> Sequence[Row]:
+        """(name, start, end, found at, why, 1 while it is being healed) of all that is in quarantine, the newest
+        first."""
+        ...
+
+    def quarantined_bytes(self, name: str, start: int, end: int) -> Sequence[Row]:
+        """(bytes,) of the series in that span, the newest first."""
+        ...
+
+    def put_quarantined(self, row: Values) -> None:
+        """Store (name, start, end, found at, why, bytes, 1)."""
+        ...
+
+    def evict_quarantined(self, most: int) -> None:
+        """Delete all but the newest `most`."""
+        ...
+
+    def end_quarantine(self, name: str, start: int, end: int) -> None:
+        """What the series has in quarantine in that span is not being healed any more."""
         ...
 
     # --- gaps
