@@ -104,12 +104,3 @@ class MarketContact:
     final_margin_s: float = 0.0
     final_margin_seen: bool = False
     left_alone_s: float = 0.0
-
-    @property
-    def trouble(self) -> ExchangeTrouble | None:
-        """Why the market gives no history; None while it answers."""
-        if self.refused is not None:
-            return ExchangeTrouble("exchange_refuses", self.refused)
-        if self.unreachable or self.unanswered:
-            return ExchangeTrouble("exchange_unreachable", self.failure or NO_ANSWER)
-        return None

@@ -9,7 +9,7 @@ from functools import partial
 
 from klinesync.core.errors import UpstreamError
 from klinesync.core.events import EventName
-from klinesync.exchanges.contact import MarketContact, StreamStatus
+from klinesync.exchanges.contact import NO_ANSWER, ExchangeTrouble, MarketContact, StreamStatus
 from klinesync.exchanges.exchange import Exchange, KlineEvent
 from klinesync.exchanges.reach import UNREACHABLE_AFTER_S, ExchangeWatch
 from klinesync.exchanges.stamp_check import StampCheck
@@ -201,6 +201,16 @@ class MarketWatch:
             name = f"exchange time {self.market}"
             check = self.check
             self._bulkheads.begin(self._group, check.resolve, part=Part.CLOCK, name=name, mend=check.abandon)
+
+    @property
+    def trouble(self) -> ExchangeTrouble | None:
+        """Why the market gives no candles; None when it does."""
+        reach = self.reach
+        if reach.refused is not None:
+            return ExchangeTrouble("exchange_refuses", reach.refused)
+        if reach.unreachable or reach.unanswered(self._our_clock.monotonic_s()):
+            return ExchangeTrouble("exchange_unreachable", reach.failure or NO_ANSWER)
+        return None
 
     def contact(self, streams: Sequence[StreamStatus], *, connected: bool) -> MarketContact:
         """The contact to the market, for health and status.

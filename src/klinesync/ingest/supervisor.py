@@ -17,7 +17,7 @@ from klinesync.core.errors import StoreError, Transient
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
-from klinesync.exchanges.contact import MarketContact, StreamStatus
+from klinesync.exchanges.contact import ExchangeTrouble, MarketContact, StreamStatus
 from klinesync.exchanges.exchange import ConnectionStatus, Exchange, KlineEvent, Listing, StreamCallbacks
 from klinesync.ingest.audit import Audit
 from klinesync.ingest.connections import Connections
@@ -127,6 +127,11 @@ class IngestSupervisor:
             streams = [followed.watch.status for followed in self._followed_of(market)]
             contacts.append(watch.contact(streams, connected=connected))
         return contacts
+
+    def trouble(self, market: str) -> ExchangeTrouble | None:
+        """Why the market gives no candles; None when it does. Asked for each series: its cost must not depend on how
+        many are followed."""
+        return self._markets[market].trouble
 
     def final_margin_s(self, series: SeriesId) -> float:
         """Finality margin of the series' market, in seconds of the exchange."""

@@ -110,8 +110,7 @@ class Supervisors:
     def trouble(self, series: SeriesId) -> ExchangeTrouble | None:
         """Why the market of the series gives no candles; None when it does, or has no supervisor."""
         supervisor = self._supervisors.get(series.exchange)
-        contacts = [] if supervisor is None else supervisor.contacts()
-        return next((contact.trouble for contact in contacts if contact.market == series.market), None)
+        return None if supervisor is None else supervisor.trouble(series.market)
 
     # State of all.
 

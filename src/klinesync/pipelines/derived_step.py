@@ -111,6 +111,19 @@ class DerivedStep:
                     changes.append(change)
         return changes
 
+    def close(self, store: CandleStore, applied: Applied, at: int) -> list[Applied]:
+        """As `advance`, after `CandleStore.append`."""
+        series = applied.series
+        if series.timeframe != self.base:
+            return []
+        time = applied.candles[0].time
+        targets = self._closing_at(self.base.next(time))
+        if not targets:
+            return []
+        stored = store.span(series)
+        assert stored is not None, "a candle was appended"
+        return self._close_buckets(store, series, stored, time, at)
+
     def _adopt(self, store: CandleStore, series: SeriesId) -> None:
         """Called with the first candles of the base `series`. Stored candles of its targets came from other sources,
         and stay in buckets that are incomplete in the base."""
@@ -125,8 +138,20 @@ class DerivedStep:
         for target in self._closing_at(stored.end):
             open_ = target.floor(time)
             if open_ >= stored.start:
-                changes += self._write(store, series, target, Span(open_, stored.end), at)
+                window = Span(open_, stored.end)
+                appended = self._append(store, series, target, window)
+                changes += self._write(store, series, target, window, at) if appended is None else [appended]
         return changes
+
+    def _append(self, store: CandleStore, series: SeriesId, target: Timeframe, bucket: Span) -> Applied | None:
+        """As `_write` of one bucket that the newest base candle completes. None, and nothing is written, where more
+        than the store's memory is needed."""
+        parent = parent_of(target, self.base)
+        link = series if parent == self.base else series.with_timeframe(parent)
+        if store.has_gaps(series) or (link is not series and (parent not in self.targets or link in self.redoing)):
+            return None
+        parts = store.remembered(link, *bucket)
+        return None if parts is None else store.append(series.with_timeframe(target), fold(target, parts)[0])
 
     def _closing_at(self, end: int) -> tuple[Timeframe, ...]:
         """The targets with a bucket that ends at `end`. Cached, because many series ask for the same minute."""

@@ -61,6 +61,18 @@ class FactorStates:
         """The remembered states of the series, whatever their record."""
         return self._entries.get(series)
 
+    def recent(self, series: SeriesId) -> Entry | None:
+        """The same, for a use of them: they are dropped after those that were used before."""
+        entry = self._entries.get(series)
+        if entry is not None:
+            self._entries.move_to_end(series)
+        return entry
+
+    def checkpoint_due(self, series: SeriesId, entry: Entry, head: int, time: int) -> bool:
+        """Whether the states after `head` are stored before the candle of `time` is computed."""
+        step_s, shift = series.timeframe.seconds, entry.shift
+        return _cell_of(head, step_s, shift) != _cell_of(time, step_s, shift)
+
     def forget(self, series: SeriesId) -> None:
         """Drop the remembered states of the series, which are no longer true."""
         self._entries.pop(series, None)
@@ -123,7 +135,7 @@ class FactorStates:
         frame_s, shift = series.timeframe.seconds, entry.shift
 
         def cell_of(time: int) -> int:
-            return (time // frame_s + shift) // CHECKPOINT_CANDLES
+            return _cell_of(time, frame_s, shift)
 
         last = cell_of(candles[-1].time)
         first = 0
@@ -190,6 +202,11 @@ def values_at(
         for row, numbers in zip(rows, zip(*(output.tolist() for output in outputs.values()), strict=True), strict=True):
             row[name] = Seen(dict(zip(outputs, numbers, strict=True)))
     return list(rows)
+
+
+def _cell_of(time: int, step_s: int, shift: int) -> int:
+    """The number of the span between two checkpoints."""
+    return (time // step_s + shift) // CHECKPOINT_CANDLES
 
 
 def _shift_of(series: SeriesId) -> int:

@@ -356,7 +356,7 @@ class IngestPipeline:
         Returns for each submission the changes of its series, then those of the series derived from it.
         """
         at = int(self._wall_s())
-        changes = [self._apply_one(store, submission, at) for submission in batch]
+        changes = [self._append(store, one, at) or self._apply_one(store, one, at) for one in batch]
         self._advance_ledgers(store, [applied for change in changes for applied in change], now_s)
         return changes
 
@@ -414,6 +414,17 @@ class IngestPipeline:
             # A defect of ledgers must not cost a candle: the ledgers lag, the candles are kept.
             log.exception("ledger.failed", "factors and overlays failed; they lag behind the candles")
             self._ledger.set_back(store, changes, error, now_s)
+
+    def _append(self, store: CandleStore, submission: Submission, at: int) -> list[Applied] | None:
+        """The usual case of `_apply_one`: a live candle that opens where the head closes, and leaves no hole. None, and
+        nothing is written, for any other submission."""
+        series = submission.series
+        if not submission.live or len(submission.candles) != 1 or series in self._derived.dormant:
+            return None
+        applied = store.append(series, submission.candles[0])
+        if applied is None:
+            return None
+        return [applied, *(_with_gaps(store, change) for change in self._derived.close(store, applied, at))]
 
     def _apply_one(self, store: CandleStore, submission: Submission, at: int) -> list[Applied]:
         series, empty = submission.series, submission.empty

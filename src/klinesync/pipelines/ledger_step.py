@@ -24,7 +24,7 @@ from klinesync.factor.plugin import FactorFault, ForeignStates
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.overlay.instruction import Instruction
 from klinesync.overlay.plugin import OverlayFault
-from klinesync.pipelines.factor_states import FactorStates
+from klinesync.pipelines.factor_states import Entry, FactorStates
 from klinesync.pipelines.watchdog import TookTooLong
 from klinesync.runtime.log_events import Log
 from klinesync.storage.candles import CandleStore
@@ -35,6 +35,8 @@ log = Log(__name__)
 
 # Most series whose states are read after a start, before a candle needs them.
 MAX_WARMED = 10_000
+# Most of them in one read, which a live candle waits for.
+WARMED_AT_ONCE = 32
 # Consecutive failures of a factor or overlay at one series before it is suspended until the next start.
 MAX_FAULTS = 5
 # Likewise timeouts; fewer, because every series waits during a timeout.
@@ -182,12 +184,13 @@ class LedgerStep:
         return bool(self._cold)
 
     def warm(self, store: CandleStore) -> None:
-        """Read the states of one more series into memory. May be called on any thread."""
-        series = self._cold.popleft()
-        ledger = store.ledger.get(series)
-        if ledger is not None and self.computed(ledger):
-            with suppress(FactorFault, ForeignStates):  # logged when a candle comes
-                self.states.warm(store, series, ledger)
+        """Read the states of the next `WARMED_AT_ONCE` series into memory. May be called on any thread."""
+        for _ in range(min(WARMED_AT_ONCE, len(self._cold))):
+            series = self._cold.popleft()
+            ledger = store.ledger.get(series)
+            if ledger is not None and self.computed(ledger):
+                with suppress(FactorFault, ForeignStates):  # logged when a candle comes
+                    self.states.warm(store, series, ledger)
 
     def advance(self, store: CandleStore, changes: Sequence[Applied], now_s: float) -> None:
         """Bring the ledgers up to date with the changes of a transaction.
@@ -199,7 +202,10 @@ class LedgerStep:
         A plugin's fault is counted and logged, and the ledger of its series lags. Raises store errors only.
         """
         fresh: dict[SeriesId, dict[int, Candle]] = {}
+        changed = Counter(applied.series for applied in changes)
         for applied in changes:
+            if changed[applied.series] == 1 and self._advance_usual(store, applied, now_s):
+                continue
             candles = applied.candles
             if applied.enriched and not self._reads_flow:
                 candles = tuple(candle for candle in candles if candle.time not in applied.enriched)
@@ -215,6 +221,38 @@ class LedgerStep:
             ledger = store.ledger.get(series)
             if ledger is not None and _reaches(ledger, changed_from):
                 self._rewind(store, series, ledger, changed_from)  # a start with factors goes on from there
+
+    def _advance_usual(self, store: CandleStore, applied: Applied, now_s: float) -> bool:
+        """Advance a ledger by the usual change: one new candle behind its head, whose states are in memory, and which
+        needs no checkpoint. False, and nothing is changed, for any other change."""
+        if len(applied.candles) != 1:
+            return False
+        series, time = applied.series, applied.candles[0].time
+        entry, ledger = self.states.recent(series), store.ledger.get(series)
+        if (
+            entry is None
+            or ledger is None
+            or not entry.at_head
+            or entry.record_id != ledger.record_id
+            or ledger.factor_head is None
+            or ledger.factor_head != ledger.overlay_head
+            or ledger.fingerprint not in self._ours
+            or series.timeframe.next(ledger.factor_head) != time
+            or store.head(series) != time
+            or series in self._behind
+            or self.factors.outside
+            or self.states.checkpoint_due(series, entry, ledger.factor_head, time)
+        ):
+            return False
+        entry.at_head = False  # until the candle is in the entry
+        try:
+            with self._guard:
+                entry.states, events = self.factors.advance_many(entry.states, applied.candles)
+        except (FactorFault, TookTooLong) as fault:
+            self._advance(store, series, ledger, applied.candles, now_s, fault)
+        else:
+            self._record(store, series, ledger, entry, events, time, now_s)
+        return True
 
     def catch_up(self, store: CandleStore, series: SeriesId, now_s: float) -> Progress:
         """Advance a ledger that lags by one piece: a rewind, or at most `max_candles`."""
@@ -373,14 +411,24 @@ class LedgerStep:
         return ledger
 
     def _advance(
-        self, store: CandleStore, series: SeriesId, ledger: Ledger, candles: Sequence[Candle], now_s: float
+        self,
+        store: CandleStore,
+        series: SeriesId,
+        ledger: Ledger,
+        candles: Sequence[Candle],
+        now_s: float,
+        met: FactorFault | TookTooLong | None = None,
     ) -> Ledger:
-        """Advance the ledger over candles that follow its head, up to the first fault of a plugin."""
+        """Advance the ledger over candles that follow its head, up to the first fault of a plugin. `met`: the fault
+        of a try before."""
         events: list[Said] = []
         complete = True
         try:
             while True:
                 try:
+                    if met is not None:
+                        fault_met, met = met, None
+                        raise fault_met
                     entry = self.states.at_head_of(store, series, ledger)
                     if candles:
                         with self._guard:
@@ -408,6 +456,22 @@ class LedgerStep:
             self._behind[series] = Lag("states that cannot be read")
             return ledger
         factor_head = candles[-1].time if candles else ledger.factor_head
+        return self._record(store, series, ledger, entry, events, factor_head, now_s, complete=complete)
+
+    def _record(
+        self,
+        store: CandleStore,
+        series: SeriesId,
+        ledger: Ledger,
+        entry: Entry,
+        events: Sequence[Said],
+        factor_head: int | None,
+        now_s: float,
+        *,
+        complete: bool = True,
+    ) -> Ledger:
+        """Store the events, their drawings and the new heads. `entry` has the states at `factor_head`; `complete`: no
+        fault has cut the advance short."""
         store.ledger.add_events(series, events)
         version_id, overlay_head = self._draw(store, series, ledger, events, factor_head, now_s)
         if (factor_head, overlay_head) == (ledger.factor_head, ledger.overlay_head):

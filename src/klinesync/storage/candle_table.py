@@ -122,6 +122,10 @@ class CandleTable:
             raise OddValue("a candle has a value that is no number")
         return make(rows if full else [row[:OHLCV] for row in rows])
 
+    def put_row(self, number: int, candle: Candle) -> None:
+        """Put a candle that is a row: it opens in the chunk of the head."""
+        self._unsaved.append((number, *candle))
+
     def place(self, series: SeriesId, facts: Facts, candles: Sequence[Candle], head: int) -> int:
         """Put ascending candles where they belong: those in the chunk of the new `head` are rows, all others are
         packed, and so are the rows that the head has left behind. The chunk in which the rows begin."""

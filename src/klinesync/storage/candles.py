@@ -17,7 +17,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, hull, runs
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.candle_table import CandleTable
-from klinesync.storage.chunks import Maker, T, as_candles
+from klinesync.storage.chunks import Maker, T, as_candles, chunk_of
 from klinesync.storage.damage import Damage, Kept, OddValue
 from klinesync.storage.event_table import EventStore
 from klinesync.storage.ledger import LedgerStore
@@ -93,6 +93,18 @@ class CandleStore:
         """From the first stored open time to the close of the head; None when nothing is stored."""
         edges = self._edges(series)
         return None if edges is None else Span(edges.oldest, series.timeframe.next(edges.newest))
+
+    @_names_series
+    def remembered(self, series: SeriesId, start: int, end: int) -> Sequence[Candle] | None:
+        """The candles that open in `[start, end)`, on the grid, where memory has all of them; otherwise None, also
+        while there is known damage."""
+        facts = self._facts(series)
+        if facts is None or self._memory.damage:
+            return None
+        tail, count = facts.tail, series.timeframe.count(start, end)
+        if len(tail) < count or tail[-1].time != series.timeframe.shift(end, -1) or tail[-count].time != start:
+            return None
+        return tail[-count:]
 
     @_names_series
     def newest(
@@ -195,6 +207,12 @@ class CandleStore:
             raise OddValue(str(error)) from error
 
     @_names_series
+    def has_gaps(self, series: SeriesId) -> bool:
+        """Whether the gap ledger of the series may have rows. False: it has none."""
+        facts = self._facts(series)
+        return facts is not None and facts.has_gaps
+
+    @_names_series
     def gaps(self, series: SeriesId, window: Span | None = None) -> list[Gap]:
         """The rows of the gap ledger that touch `window` (None: all), whole, ascending."""
         facts = self._facts(series)
@@ -251,6 +269,24 @@ class CandleStore:
         self._memory.damage.clear(series, kept, span)
 
     # --- writes
+
+    @_names_series
+    def append(self, series: SeriesId, candle: Candle) -> Applied | None:
+        """Store the candle that opens where the head closes, which is the usual live one: as `write`, without the steps
+        that such a candle does not need. None, and nothing is written, where it is another candle, or more than memory
+        is needed. Only within `Database.write`."""
+        facts = self._facts(series)
+        if facts is None or facts.row_chunk is None or not isinstance(edges := facts.edges, Edges):
+            return None
+        number, time = facts.number, candle.time
+        if time != series.timeframe.next(edges.newest) or facts.row_chunk != chunk_of(number, series.timeframe, time):
+            return None
+        self._candles.put_row(number, candle)
+        tail = (*facts.tail[1 - TAIL_CANDLES :], candle)
+        self._memory.put(
+            series, Facts(number, Edges(edges.oldest, time), facts.row_chunk, tail, facts.has_gaps, facts.ledger)
+        )
+        return Applied(series, (candle,), frozenset(), commit=self.commit())
 
     @_names_series
     def write(self, series: SeriesId, candles: Sequence[Candle], origin: Origin) -> Applied:

@@ -65,7 +65,7 @@ class LedgerStore:
     def put(self, series: SeriesId, ledger: Ledger) -> None:
         """Store the progress of the ledger."""
         facts = self._stored(series)
-        self._memory.put(series, facts._replace(ledger=ledger))
+        self._memory.put(series, facts.with_ledger(ledger))
         self._ledgers[series] = [(facts.number, *ledger)]
 
     def all(self) -> dict[SeriesId, Ledger]:

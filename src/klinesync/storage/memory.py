@@ -53,6 +53,10 @@ class Facts(NamedTuple):
     has_gaps: bool = True
     ledger: Ledger | _Unknown | None = UNKNOWN
 
+    def with_ledger(self, ledger: Ledger) -> Facts:
+        """The facts with another ledger. (`_replace` takes three times as long.)"""
+        return Facts(self.number, self.edges, self.row_chunk, self.tail, self.has_gaps, ledger)
+
 
 class Memory:
     """The facts of the series that were read so far, or of all series.

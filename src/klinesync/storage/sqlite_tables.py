@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import chain
 from types import FunctionType
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -14,6 +15,7 @@ from klinesync.core.candle import Candle
 from klinesync.storage.chunks import HEADER_BYTES
 from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.disk import UNREADABLE, BadPage, bad_page
+from klinesync.storage.records import Ledger
 from klinesync.storage.tables import Row, TransactionLost, Values
 
 # Rows that one statement puts: a statement each would give the interpreter away for each, to whoever waits for it.
@@ -21,10 +23,23 @@ ROWS_OF_A_STATEMENT = 100
 # After these SQLite may have rolled back all of the transaction.
 _REFUSED_BY_DISK = (apsw.FullError, apsw.IOError, apsw.NoMemError, apsw.CantOpenError, apsw.ReadOnlyError)
 _FIELDS = ", ".join(Candle._fields)
-_ROW = f"({', '.join('?' * (len(Candle._fields) + 1))})"
+
+
+class _Put:
+    """A statement that puts rows, for one row and for `ROWS_OF_A_STATEMENT`. `{}` in the text stands for the rows."""
+
+    def __init__(self, text: str, columns: int) -> None:
+        row = f"({', '.join('?' * columns)})"
+        self.one = text.format(row)
+        self.many = text.format(", ".join([row] * ROWS_OF_A_STATEMENT))
+
+
 _REPLACED = ", ".join(f"{name} = excluded.{name}" for name in Candle._fields[1:])
-_PUT = f"INSERT INTO candle (series_no, {_FIELDS}) VALUES {{}} ON CONFLICT DO UPDATE SET {_REPLACED}"  # noqa: S608
-_PUT_ONE, _PUT_MANY = _PUT.format(_ROW), _PUT.format(", ".join([_ROW] * ROWS_OF_A_STATEMENT))
+_PUT_CANDLES = _Put(
+    f"INSERT INTO candle (series_no, {_FIELDS}) VALUES {{}} ON CONFLICT DO UPDATE SET {_REPLACED}",  # noqa: S608
+    len(Candle._fields) + 1,
+)
+_PUT_LEDGERS = _Put("INSERT OR REPLACE INTO ledger VALUES {}", 1 + len(Ledger._fields))
 # The edges of a series: of its rows, which are the newest candles, and of its first chunk. Each is a look at one end.
 _EDGES = """
     (SELECT min(time) FROM candle WHERE candle.series_no = series.series_no),
@@ -190,10 +205,7 @@ class SqliteTables:
         return self._run("SELECT min(time) FROM candle WHERE series_no = ?", (number,)).get
 
     def put_candles(self, rows: Sequence[Values]) -> None:
-        whole = len(rows) - len(rows) % ROWS_OF_A_STATEMENT
-        for at in range(0, whole, ROWS_OF_A_STATEMENT):
-            self._run(_PUT_MANY, [value for row in rows[at : at + ROWS_OF_A_STATEMENT] for value in row])
-        self._run_many(_PUT_ONE, rows[whole:])
+        self._put(_PUT_CANDLES, rows)
 
     def delete_candles(self, number: int, before: int) -> None:
         self._run("DELETE FROM candle WHERE series_no = ? AND time < ?", (number, before))
@@ -313,7 +325,7 @@ class SqliteTables:
         )
 
     def put_ledgers(self, rows: Sequence[Values]) -> None:
-        self._run_many("INSERT OR REPLACE INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self._put(_PUT_LEDGERS, rows)
 
     def events(self, number: int, start: int, end: int) -> Sequence[Row]:
         return self._run(
@@ -405,6 +417,12 @@ class SqliteTables:
 
     def delete_backfill(self, name: str, start: int, end: int) -> None:
         self._run("DELETE FROM backfill WHERE series_id = ? AND start_time = ? AND end_time = ?", (name, start, end))
+
+    def _put(self, put: _Put, rows: Sequence[Values]) -> None:
+        whole = len(rows) - len(rows) % ROWS_OF_A_STATEMENT
+        for at in range(0, whole, ROWS_OF_A_STATEMENT):
+            self._run(put.many, list(chain.from_iterable(rows[at : at + ROWS_OF_A_STATEMENT])))
+        self._run_many(put.one, rows[whole:])
 
     def _one(self, statement: str, values: Values) -> Row | None:
         """The first row of the answer. (`Cursor.get` gives the value alone where a row has one column.)"""
