@@ -1,13 +1,18 @@
 """HTTP over real sockets: the contract's shapes, limits and errors."""
 
 import re
+import threading
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
+from klinesync.core.candle import Candle, check_candle
+from klinesync.core.timeframe import Timeframe
 from klinesync.market.bodies import MAX_BODY_BYTES
+from klinesync.market_data import ingest_service
+from klinesync.pipelines import ingest_pipeline
 from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
@@ -35,6 +40,20 @@ async def ingest(service: Service, *minutes: int) -> None:
     body = {"series_id": BTC, "candles": [candle(minute) for minute in minutes]}
     status, answer = await service.post("/api/market/ingest/candles_closed", body)
     assert status == 200, answer
+
+
+async def test_posted_candles_are_checked_in_another_thread(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def check(candle: Candle, timeframe: Timeframe) -> Candle:
+        threads.append(threading.get_ident())
+        return check_candle(candle, timeframe)
+
+    for module in (ingest_service, ingest_pipeline):
+        monkeypatch.setattr(module, "check_candle", check)
+    await ingest(service, 3, 1, 2)
+    assert len(threads) == 3, "each once"
+    assert threading.get_ident() not in threads, "the event loop is free meanwhile"
 
 
 async def test_ingested_candles_are_read_back(service: Service) -> None:

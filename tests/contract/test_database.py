@@ -18,6 +18,7 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.history.files.rows import of_store
 from klinesync.storage import chunks
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.database import Database
@@ -352,7 +353,9 @@ def check(store: CandleStore, stored: list[Candle], looks: list[tuple[int, int, 
         assert store.newest(BTC, limit, before=end) == [row for row in stored if row.time < end][-limit:]
         assert store.oldest(BTC, limit, since=start) == after[:limit]
         assert store.count_after(BTC, start, limit) == min(limit, len(after))
-        assert store.between(BTC, start, end) == [row for row in stored if start <= row.time < end]
+        between = [row for row in stored if start <= row.time < end]
+        assert store.between(BTC, start, end) == between
+        assert of_store(store.oldest_columns(BTC, limit, Span(start, end))).candles() == between[:limit]
 
 
 async def test_what_an_older_version_kept_as_rows_is_read_and_packed_when_the_head_moves_on(

@@ -13,6 +13,7 @@ from klinesync.core.candle import MAX_TRADES, Candle
 from klinesync.core.gaps import Gap, GapState, declared
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
+from klinesync.history.files.rows import of_store
 from klinesync.storage.chunks import (
     CHUNK_CANDLES,
     HEADER_BYTES,
@@ -24,6 +25,7 @@ from klinesync.storage.chunks import (
     seed_of,
     unpack,
     unpack_between,
+    unpack_columns,
 )
 
 MINUTE = Timeframe.parse("1m")
@@ -58,6 +60,8 @@ def test_a_chunk_gives_the_bits_that_were_packed(candles: list[Candle], first: i
     assert unpack_between(packed, first * 60, last * 60, as_candles, SEED, GRID) == window
     six = unpack_between(packed, first * 60, last * 60, list, SEED, GRID, full=False)
     assert six == [row.ohlcv for row in window]
+    columns = unpack_columns(packed, first * 60, last * 60, SEED, GRID)
+    assert [repr(row) for row in of_store(columns).candles()] == [repr(row) for row in window]
 
 
 @given(chunks(), st.data())
@@ -67,6 +71,8 @@ def test_a_chunk_with_flipped_bits_is_refused(candles: list[Candle], data: st.Da
         packed[bit // 8] ^= 1 << bit % 8
     with pytest.raises(ValueError):  # the damaged part of the chunk does not matter
         unpack_between(bytes(packed), 0, 1 << 40, as_candles, SEED, GRID)
+    with pytest.raises(ValueError):
+        unpack_columns(bytes(packed), 0, 1 << 40, SEED, GRID)
 
 
 @given(chunks(), st.integers(0, 100))
@@ -101,6 +107,8 @@ def test_a_chunk_of_format_0_is_read_as_it_is(candles: list[Candle], first: int,
     assert count_of(packed[:HEADER_BYTES], len(packed)) == len(candles)
     window = [Candle(*row.ohlcv) for row in candles if first * 60 <= row.time < last * 60]
     assert unpack_between(packed, first * 60, last * 60, as_candles, SEED, GRID) == window
+    columns = unpack_columns(packed, first * 60, last * 60, SEED, GRID)
+    assert [repr(row) for row in of_store(columns).candles()] == [repr(row) for row in window]
 
 
 @given(st.sets(st.integers(0, CHUNK_CANDLES - 1), min_size=1), st.data())

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from klinesync.cli.arguments import span_of
 from klinesync.cli.progress import bar
 from klinesync.core.counted import counted
 from klinesync.core.printable import printable
+from klinesync.core.series_id import SeriesId
 from klinesync.history.files.exporting import EVER, export
-from klinesync.history.files.factor_columns import FactorColumns
-from klinesync.market.parts_writing import ledger_step
-from klinesync.market.settings import ledger_settings
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.storage.own_files import refuse_own_file
 from klinesync.storage.sqlite_reader import SqliteReader
+
+if TYPE_CHECKING:
+    from klinesync.history.files.factor_columns import FactorColumns
 
 
 def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     """Write the file; returns the exit status."""
     span = span_of(arguments, EVER)
-    factors = None
-    if arguments.factors:
-        settings = ledger_settings(flags)
-        factors = FactorColumns(ledger_step(settings), settings.indicators, arguments.series_id)
+    factors = _factor_columns(flags, arguments.series_id) if arguments.factors else None
     with SqliteReader(sqlite_path(flags)) as store, bar() as say:
         refuse_own_file(store.path, arguments.output)
         stored = store.read(lambda look: look.span(arguments.series_id))
@@ -69,3 +68,13 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     for text in () if how is None else how.examples:
         print(printable(f"    {text}"))
     return 0
+
+
+def _factor_columns(flags: RuntimeFlags, series: SeriesId) -> FactorColumns:
+    # Imported here: factors, TA-Lib among them, take longer to import than most exports.
+    from klinesync.history.files.factor_columns import FactorColumns
+    from klinesync.market.parts_writing import ledger_step
+    from klinesync.market.settings import ledger_settings
+
+    settings = ledger_settings(flags)
+    return FactorColumns(ledger_step(settings), settings.indicators, series)

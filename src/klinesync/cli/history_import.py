@@ -52,7 +52,7 @@ async def import_paths(flags: RuntimeFlags, arguments: argparse.Namespace) -> in
         _report([*done, *imported], len(files) - len(imported), took_s, as_json=arguments.json)
 
     try:
-        async with writer(flags, derived, arguments.url, "import", names.asked) as (put, now):
+        async with writer(flags, derived, arguments.url, "import", names.asked, checked=True) as (put, now):
             with bar() as say, _rare_garbage_collection():
                 try:
                     await import_files(files, put, now, options, imported, _progress_of(say, files))

@@ -39,6 +39,8 @@ async def writer(
     url: str | None,
     command: str,
     listings: Mapping[str, Sequence[Listing]] | None = None,
+    *,
+    checked: bool = False,
 ) -> AsyncIterator[tuple[Put, Now]]:
     """A function that stores candles, and the clock by which they must have closed: of the store and the system; with
     `url` of the running service at that address.
@@ -48,6 +50,7 @@ async def writer(
     url: the address of the service that holds the lock of the store; None: this command writes the store.
     command: name of this command, which the lock of the store shows to others.
     listings: lists of symbols by market, to be stored; None: none.
+    checked: whether the caller has checked the candles by the rules of `check_candle`, as `rows.Judge` does.
 
     Raises `StoreLocked`.
     """
@@ -55,7 +58,7 @@ async def writer(
         async with open_store(flags, derived, command) as (database, pipeline):
             for market, listed in (listings or {}).items():
                 await StoredListings(database, ARCHIVE_EXCHANGE).keep(market, listed)
-            yield lambda series, candles: _submit(pipeline, series, candles), _system_now
+            yield lambda series, candles: _submit(pipeline, series, candles, checked=checked), _system_now
         return
     async with service_client(url, flags.api_token) as service:
         yield service.put, service.now
@@ -93,8 +96,8 @@ def factors_read_flow(flags: RuntimeFlags) -> bool:
         return True
 
 
-async def _submit(pipeline: IngestPipeline, series: SeriesId, candles: Sequence[Candle]) -> int:
-    return len((await pipeline.submit(series, candles, SOURCE)).candles)
+async def _submit(pipeline: IngestPipeline, series: SeriesId, candles: Sequence[Candle], *, checked: bool) -> int:
+    return len((await pipeline.submit(series, candles, SOURCE, checked=checked)).candles)
 
 
 def _no_subscribers(_applied: Applied) -> None:

@@ -12,7 +12,7 @@ from klinesync.history.service import HistoryService
 from klinesync.market_data.explain import ExplainService
 from klinesync.market_data.factor_services import FactorReader
 from klinesync.market_data.health_service import HealthService
-from klinesync.market_data.ingest_service import MarketIngestService
+from klinesync.market_data.ingest_service import Checked, MarketIngestService
 from klinesync.market_data.read_services import CandleReader
 from klinesync.market_data.status_service import StatusService
 from klinesync.market_data.top_markets import TopMarkets
@@ -74,8 +74,12 @@ class MarketDataOrchestrator:
 
         Raises `BadCandle`, `DerivedSeries`, and `StoreError` when nothing was stored.
         """
-        await self.ingest.ingest_candles_closed(series, candles)
-        return self.factors.lagging(series)
+        return await self.ingest_checked(self.ingest.check(series, candles, self.ingest.now(series)))
+
+    async def ingest_checked(self, checked: Checked) -> bool:
+        """As `ingest_candles_closed`, for candles that `ingest.check` has validated: of many candles in a thread."""
+        await self.ingest.store(checked)
+        return self.factors.lagging(checked.series)
 
     async def start_backfill(self, series: SeriesId, span: Span) -> BackfillProgress:
         """Begin an explicit backfill of a series, or of the base of a derived series. Returns the first progress.

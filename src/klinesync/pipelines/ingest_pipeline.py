@@ -159,7 +159,13 @@ class IngestPipeline:
         self._waiting.mend(series)
 
     async def submit(
-        self, series: SeriesId, candles: Sequence[Candle], source: str, empty: Empty | None = None
+        self,
+        series: SeriesId,
+        candles: Sequence[Candle],
+        source: str,
+        empty: Empty | None = None,
+        *,
+        checked: bool = False,
     ) -> Applied:
         """Write closed candles, all or none: wait for room, then for the commit.
 
@@ -168,12 +174,13 @@ class IngestPipeline:
         candles: in any order; ascending where the series is derived.
         source: where the candles come from; a label of metrics. Of a derived series: `NATIVE`.
         empty: spans without candles, confirmed in the gap ledger after the candles are written.
+        checked: whether the caller has checked every candle by the rules of `check_candle`; False by default.
 
         Raises `BadCandle`, `DerivedSeries`, and `StoreError` when the commit failed; then nothing was written.
         """
         async with self._room:
             await self._room.wait_for(lambda: self._waiting.has_room_for_bulk)
-        submission = self._submission(series, candles, source, empty, live=False)
+        submission = self._submission(series, candles, source, empty, live=False, checked=checked)
         self._waiting.add(submission)
         return await submission.written
 
@@ -186,14 +193,16 @@ class IngestPipeline:
         *,
         live: bool,
         by_frames: bool = False,
+        checked: bool = False,
     ) -> Submission:
         if self._derived.derives(series) and source != NATIVE:
             raise DerivedSeries(series, self._derived.base)
         assert source != NATIVE or self._derived.derives(series), f"{series} is no derived series"
         if source in POSTED and series in self._derived.dormant:
             raise DerivedSeries(series, self._derived.dormant[series].timeframe)
-        for candle in candles:
-            check_candle(candle, series.timeframe)
+        if not checked:
+            for candle in candles:
+                check_candle(candle, series.timeframe)
         self._arrived.set()
         written: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
         return Submission(series, candles, source, empty, live, written, by_frames)

@@ -13,6 +13,7 @@ from klinesync.core.candle import OHLCV, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
+from klinesync.storage.candle_columns import CandleColumns, columns_of, joined
 from klinesync.storage.chunk_table import ChunkTable
 from klinesync.storage.chunks import Maker, T, as_candles, chunk_of, chunk_start
 from klinesync.storage.damage import Damage, OddValue, StoreDamaged
@@ -80,6 +81,17 @@ class CandleTable:
             if len(found) >= limit:
                 return found[:limit]
         return found + self.rows(number, window, make, limit - len(found), full=full)
+
+    def oldest_columns(self, series: SeriesId, number: int, limit: int, window: Span) -> CandleColumns:
+        """The oldest `limit` candles that open in `window`, ascending, as columns."""
+        parts: list[CandleColumns] = []
+        missing = limit
+        for part in self.chunks.columns(series, number, window, limit):
+            parts.append(part.part(0, missing))
+            missing -= len(parts[-1].time)
+            if not missing:
+                return joined(parts)
+        return joined([*parts, columns_of(self.rows(number, window, as_candles, missing))])
 
     def between(self, series: SeriesId, facts: Facts, window: Span) -> list[Candle]:
         """The candles that open in `window`, ascending."""

@@ -16,6 +16,7 @@ from klinesync.core.gaps import Gap, GapChange, GapState, note
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, hull, runs
 from klinesync.core.timeframe import Timeframe
+from klinesync.storage.candle_columns import CandleColumns, columns_of
 from klinesync.storage.candle_table import CandleTable
 from klinesync.storage.chunks import Maker, T, as_candles, chunk_of
 from klinesync.storage.damage import Damage, Kept, OddValue
@@ -156,6 +157,13 @@ class CandleStore:
         if number is None:
             return []
         return self._candles.oldest(series, number, limit, window, make, strict=False, full=full)
+
+    @_names_series
+    def oldest_columns(self, series: SeriesId, limit: int, window: Span) -> CandleColumns:
+        """The oldest `limit` candles that open in `window`, ascending, as columns. Damaged candles raise
+        `StoreDamaged`."""
+        number = self._number(series)
+        return columns_of(()) if number is None else self._candles.oldest_columns(series, number, limit, window)
 
     @_names_series
     def count_after(self, series: SeriesId, since: int, most: int) -> int:

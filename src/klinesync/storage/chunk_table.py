@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias, TypeVar
 
 from klinesync.core.candle import MAX_TIME, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, joined
+from klinesync.storage.candle_columns import CandleColumns
 from klinesync.storage.chunks import (
     CHUNK_CANDLES,
     Grid,
@@ -19,6 +21,7 @@ from klinesync.storage.chunks import (
     pack,
     seed_of,
     unpack_between,
+    unpack_columns,
 )
 from klinesync.storage.damage import Damage, Kept, StoreDamaged
 from klinesync.storage.memory import Memory, integer
@@ -27,6 +30,10 @@ from klinesync.storage.tables import Tables
 
 # Chunks that are read at a time.
 CHUNKS_AT_ONCE = 10
+
+R = TypeVar("R")
+# Unpacks the bytes of a chunk, checked by the seed of their checksum and by the grid of their open times.
+Unpack: TypeAlias = Callable[[bytes, int, Grid], R]
 
 
 class ChunkTable:
@@ -55,6 +62,37 @@ class ChunkTable:
         list is ascending, and none is empty. About `most` candles will be wanted, with all their fields or, when not
         `full`, with the first six. A damaged chunk is noted; it raises `StoreDamaged`, or is passed over when not
         `strict`."""
+
+        def unpack(packed: bytes, seed: int, grid: Grid) -> list[T]:
+            return unpack_between(packed, *window, make, seed, grid, full=full)
+
+        for rows in self._each(series, number, window, unpack, newest=newest, strict=strict, most=most):
+            if rows:
+                yield rows
+
+    def columns(self, series: SeriesId, number: int, window: Span, most: int) -> Iterator[CandleColumns]:
+        """The packed candles that open in `window`, ascending, chunk by chunk, as columns; none is empty. About `most`
+        candles will be wanted. A damaged chunk raises `StoreDamaged`."""
+
+        def unpack(packed: bytes, seed: int, grid: Grid) -> CandleColumns:
+            return unpack_columns(packed, *window, seed, grid)
+
+        for columns in self._each(series, number, window, unpack, newest=False, strict=True, most=most):
+            if len(columns.time):
+                yield columns
+
+    def _each(
+        self,
+        series: SeriesId,
+        number: int,
+        window: Span,
+        unpack: Unpack[R],
+        *,
+        newest: bool,
+        strict: bool,
+        most: int,
+    ) -> Iterator[R]:
+        """What `unpack` makes of each stored chunk that touches `window`."""
         first = chunk_of(number, series.timeframe, max(window.start, 0))
         last = chunk_of(number, series.timeframe, min(max(window.end - 1, 0), MAX_TIME))
         at_once = min(CHUNKS_AT_ONCE, most // CHUNK_CANDLES + 1)
@@ -62,14 +100,13 @@ class ChunkTable:
             self.save()
         for chunk, packed in self._stored(series, number, first, last, at_once, newest=newest, strict=strict):
             try:
-                rows = self._unpacked(series, number, chunk, packed, window, make, full=full)
+                unpacked = self._unpacked(series, number, chunk, packed, unpack)
             except ValueError as error:
                 self._note(series, number, chunk, chunk, str(error), strict=strict)
                 continue
             if self._memory.damage:
                 self._memory.damage.clear(series, Kept.CANDLES, self.span(series, number, chunk))
-            if rows:
-                yield rows
+            yield unpacked
 
     def one(self, series: SeriesId, number: int, chunk: int, *, strict: bool = True) -> list[Candle]:
         """The candles of one chunk; none when there is no such chunk. Raises `StoreDamaged`."""
@@ -110,7 +147,7 @@ class ChunkTable:
         for chunk, packed in self._stored(series, number, first, last, CHUNKS_AT_ONCE, newest=False, strict=True):
             span = self.span(series, number, chunk)
             try:
-                self._unpacked(series, number, chunk, packed, span, as_candles, full=True)
+                self._unpacked(series, number, chunk, packed, _whole)
             except ValueError as error:
                 found = packed if isinstance(packed, bytes) else str(packed).encode()
                 on_grid = Span(series.timeframe.ceil(span.start), series.timeframe.ceil(span.end))
@@ -153,14 +190,12 @@ class ChunkTable:
         met = [span for whose, span in self._met if whose == series]
         return joined([*self._memory.damage.spans(series), *met])
 
-    def _unpacked(
-        self, series: SeriesId, number: int, chunk: int, packed: object, window: Span, make: Maker[T], *, full: bool
-    ) -> list[T]:
-        """The candles of a stored chunk that open in `window`. Raises `ValueError` for a damaged one."""
+    def _unpacked(self, series: SeriesId, number: int, chunk: int, packed: object, unpack: Unpack[R]) -> R:
+        """What `unpack` makes of a stored chunk. Raises `ValueError` for a damaged one."""
         if not isinstance(packed, bytes):  # another program wrote it
             raise ValueError("it is no bytes")  # noqa: TRY004  # as any other damage
         grid = self._grid(series, number, chunk)
-        return unpack_between(packed, *window, make, seed_of(series, grid.start), grid, full=full)
+        return unpack(packed, seed_of(series, grid.start), grid)
 
     def _stored(
         self, series: SeriesId, number: int, first: int, last: int, at_once: int, *, newest: bool, strict: bool
@@ -211,6 +246,10 @@ class ChunkTable:
     def _grid(self, series: SeriesId, number: int, chunk: int) -> Grid:
         span = self.span(series, number, chunk)
         return Grid(span.start, span.end, series.timeframe.step_s)
+
+
+def _whole(packed: bytes, seed: int, grid: Grid) -> CandleColumns:
+    return unpack_columns(packed, 0, MAX_TIME + 1, seed, grid)
 
 
 def _is_of_format_0(header: object) -> bool:

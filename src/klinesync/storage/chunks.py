@@ -31,6 +31,7 @@ from pcodec import ChunkConfig, DeltaSpec, standalone  # type: ignore[import-unt
 
 from klinesync.core.candle import MAX_TIME, NO_FLOW, OHLCV, Candle
 from klinesync.core.timeframe import Timeframe
+from klinesync.storage.candle_columns import CandleColumns, Floats, Times
 
 # Open times of a chunk: 6 KB. Longer chunks read a little faster, and cost more for each correction and each short
 # read.
@@ -61,6 +62,9 @@ _CONFIGS = (_PRICES,) * 4 + (_VOLUMES,) * (_VALUES - 4)
 T = TypeVar("T")
 # Turns rows (the fields of a candle, or its first six) into the results of a read.
 Maker: TypeAlias = Callable[[Iterable[Sequence[object]]], list[T]]
+# Unpacks columns: from the bytes of a chunk, their place, the number of candles, the part that is wanted, and whether
+# all of the columns are.
+_ColumnsOf: TypeAlias = Callable[[bytes, int, int, slice, bool], Iterator[Sequence[object]]]
 
 _as_candle: Callable[[Iterable[object]], Candle] = partial(tuple.__new__, Candle)
 
@@ -141,23 +145,28 @@ def unpack_between(
 
     Raises `ValueError` when the bytes are not as they were written, or the times are not strictly ascending on `grid`.
     """
-    times: Sequence[int]
-    if format_of(packed) == 0:
-        count, rest = divmod(len(packed), _BYTES_OF_FORMAT_0)
-        if rest or not count:
-            raise ValueError(f"{len(packed)} bytes are no whole candles")
-        times = struct.unpack_from(f"<{count}q", packed)
-        columns_of = _columns_of_format_0
-        at = 8 * count
-    else:
-        header = _checked_header(packed, seed)
-        count = header.candles
-        times, at = _times(packed, header)
-        columns_of = _columns
-    if grid is not None and not _are_on(grid, times):
-        raise ValueError("the open times are not those of this chunk, ascending")
+    times, at, columns_of = _opened(packed, seed, grid)
     part = slice(bisect_left(times, start), bisect_left(times, end))
-    return make(zip(times[part], *columns_of(packed, at, count, part, full), strict=True))
+    return make(zip(times[part], *columns_of(packed, at, len(times), part, full), strict=True))
+
+
+def unpack_columns(packed: bytes, start: int, end: int, seed: int, grid: Grid | None = None) -> CandleColumns:
+    """As `unpack_between`, with all fields, as columns."""
+    times, at, _ = _opened(packed, seed, grid)
+    part = slice(bisect_left(times, start), bisect_left(times, end))
+    count = len(times)
+    if format_of(packed) == 0:
+        matrix = np.frombuffer(packed, "<f8", 5 * count, at).reshape(5, count)
+        columns: list[Floats | None] = [*matrix.astype(np.float64, copy=False), *NO_FLOW]
+    else:
+        columns = list(_arrays(packed, at, count))
+    values = tuple(column[part] for column in columns[: OHLCV - 1] if column is not None)
+    flow = columns[OHLCV - 1 :]
+    if all(column is None for column in flow):
+        return CandleColumns(_as_array(times[part]), values, None)
+    unknown = np.full(count, np.nan)
+    whole = tuple((unknown if column is None else column)[part] for column in flow)
+    return CandleColumns(_as_array(times[part]), values, whole)
 
 
 def count_of(header: bytes, length: int) -> int:
@@ -188,6 +197,26 @@ def chunk_of(number: int, timeframe: Timeframe, time: int) -> int:
 def chunk_start(number: int, timeframe: Timeframe, chunk: int) -> int:
     """The first second of a chunk."""
     return (chunk * CHUNK_CANDLES - number) * timeframe.seconds
+
+
+def _opened(packed: bytes, seed: int, grid: Grid | None) -> tuple[Sequence[int], int, _ColumnsOf]:
+    """The checked open times of a chunk, the place where its columns begin, and what unpacks these."""
+    times: Sequence[int]
+    columns_of: _ColumnsOf
+    if format_of(packed) == 0:
+        count, rest = divmod(len(packed), _BYTES_OF_FORMAT_0)
+        if rest or not count:
+            raise ValueError(f"{len(packed)} bytes are no whole candles")
+        times = struct.unpack_from(f"<{count}q", packed)
+        columns_of = _columns_of_format_0
+        at = 8 * count
+    else:
+        header = _checked_header(packed, seed)
+        times, at = _times(packed, header)
+        columns_of = _columns
+    if grid is not None and not _are_on(grid, times):
+        raise ValueError("the open times are not those of this chunk, ascending")
+    return times, at, columns_of
 
 
 def _checked_header(packed: bytes, seed: int) -> _Header:
@@ -235,21 +264,40 @@ def _packed_column(number: int, values: Sequence[float | int | None]) -> list[by
 
 def _columns(packed: bytes, at: int, count: int, part: slice, full: bool) -> Iterator[Sequence[object]]:
     """The columns at `at`, of `count` values each: of the candles in `part`."""
-    for number in range(_VALUES if full else OHLCV - 1):
-        if at + _COLUMN.size > len(packed):
-            raise ValueError("a column is missing")
-        length, kind = _COLUMN.unpack_from(packed, at)
-        at += _COLUMN.size
-        column = packed[at : at + length]
-        at += length
+    for kind, column in _packed_columns(packed, at, _VALUES if full else OHLCV - 1):
         if kind == _WHOLE:
             yield _numbers(column, count)[part].tolist()
-        elif number < OHLCV - 1:
-            raise ValueError("a price or a volume is missing")
         elif kind == _ABSENT:
             yield [None] * len(range(count)[part])
         else:
             yield _masked(column, count)[part]
+
+
+def _arrays(packed: bytes, at: int, count: int) -> Iterator[Floats | None]:
+    """All columns at `at`, of `count` values each, NaN where a value is missing; None for a column without any."""
+    for kind, column in _packed_columns(packed, at, _VALUES):
+        if kind == _WHOLE:
+            yield _numbers(column, count).astype(np.float64, copy=False)
+        elif kind == _ABSENT:
+            yield None
+        else:
+            present, numbers = _present(column, count)
+            values = np.full(count, np.nan)
+            values[present] = numbers
+            yield values
+
+
+def _packed_columns(packed: bytes, at: int, most: int) -> Iterator[tuple[int, bytes]]:
+    """The kinds and bytes of the first `most` columns."""
+    for number in range(most):
+        if at + _COLUMN.size > len(packed):
+            raise ValueError("a column is missing")
+        length, kind = _COLUMN.unpack_from(packed, at)
+        at += _COLUMN.size
+        if number < OHLCV - 1 and kind != _WHOLE:
+            raise ValueError("a price or a volume is missing")
+        yield kind, packed[at : at + length]
+        at += length
 
 
 def _columns_of_format_0(packed: bytes, at: int, count: int, part: slice, full: bool) -> Iterator[Sequence[object]]:
@@ -263,23 +311,34 @@ def _columns_of_format_0(packed: bytes, at: int, count: int, part: slice, full: 
 
 def _masked(packed: bytes, count: int) -> list[float | int | None]:
     """A column in which values are missing."""
-    bits = (count + 7) // 8
-    present = np.unpackbits(np.frombuffer(packed, np.uint8, bits), count=count).astype(bool)
+    present, numbers = _present(packed, count)
     column: list[float | int | None] = [None] * count
-    numbers = _numbers(packed[bits:], int(present.sum())).tolist()
-    for index, value in zip(np.flatnonzero(present).tolist(), numbers, strict=True):
+    for index, value in zip(np.flatnonzero(present).tolist(), numbers.tolist(), strict=True):
         column[index] = value
     return column
 
 
-def _numbers(packed: bytes, count: int) -> NDArray[np.float64]:
+def _present(packed: bytes, count: int) -> tuple[NDArray[np.bool_], Floats]:
+    """Which values of a column with a mask are present, and these."""
+    bits = (count + 7) // 8
+    present = np.unpackbits(np.frombuffer(packed, np.uint8, bits), count=count).astype(bool)
+    return present, _numbers(packed[bits:], int(present.sum()))
+
+
+def _numbers(packed: bytes, count: int) -> Floats:
     try:
-        numbers: NDArray[np.float64] | None = standalone.simple_decompress(packed)
+        numbers: Floats | None = standalone.simple_decompress(packed)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
     if numbers is None or len(numbers) != count:
         raise ValueError("a column has another number of values than the chunk has candles")
     return numbers
+
+
+def _as_array(times: Sequence[int]) -> Times:
+    if isinstance(times, range):
+        return np.arange(times.start, times.stop, times.step, dtype=np.int64)
+    return np.array(times, np.int64)
 
 
 def _are_on(grid: Grid, times: Sequence[int]) -> bool:

@@ -27,16 +27,15 @@ from klinesync.core.errors import KlinesyncError, UnknownSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.history.files import rows
-from klinesync.history.files.cells import VALUE_COLUMNS
-from klinesync.history.files.factor_columns import FactorColumns, Kind, Values
-from klinesync.history.files.merging import Merged, merged, poorer, rows_of
 from klinesync.history.files.names import freqtrade_path
-from klinesync.history.files.readers import BadFile
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.database import Reading
 from klinesync.storage.disk import disk_trouble, sync
 
 if TYPE_CHECKING:
+    from klinesync.history.files.factor_columns import FactorColumns, Kind, Values
+    from klinesync.history.files.merging import Merged
+
     Array: TypeAlias = pa.Array[pa.Scalar[pa.DataType]]
 
 Format = Literal["parquet", "feather", "csv"]
@@ -47,7 +46,7 @@ WINDOW_CANDLES = 20_000
 GROUP_CANDLES = 65_536
 EVER = Span(0, MAX_TIME + 1)
 
-_VALUES: list[tuple[str, pa.DataType]] = [(name, pa.float64()) for name in VALUE_COLUMNS]
+_VALUES: list[tuple[str, pa.DataType]] = [(name, pa.float64()) for name in Candle._fields[1:OHLCV]]
 _FLOW: list[tuple[str, pa.DataType]] = [
     (name, pa.int64() if name == "trades" else pa.float64()) for name in Candle._fields[OHLCV:]
 ]
@@ -114,7 +113,7 @@ def export(
     path = output / freqtrade_path(series, f".{kind}") if freqtrade else output
     before = _state(path)  # before links are followed: what /dev/stdout resolves to has no path
     path = path.resolve() if path.is_symlink() else path
-    how = Merged() if freqtrade and not overwrite and before is not None else None
+    how = _merging() if freqtrade and not overwrite and before is not None else None
     schema = _FREQTRADES if freqtrade else _OURS
     times: list[rows.Ints] = []
 
@@ -126,7 +125,7 @@ def export(
     if factors is None:
         pages = counted(_read(store, series, span))
         if how is not None:
-            pages = merged((page.with_flow(None) for page in pages), _rows_of(path), how)
+            pages = _merged_with(path, pages, how)
         batches: Iterator[tuple[int, pa.RecordBatch]] = (
             (int(page.time[-1]), _batch(page, schema)) for page in rows.pages(pages, GROUP_CANDLES)
         )
@@ -187,15 +186,31 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-def _rows_of(path: Path) -> rows.Columns:
+# Modules that read files are imported where an existing file is read: importing them takes as long as the export of
+# 100,000 candles.
+
+
+def _merging() -> Merged:
+    from klinesync.history.files.merging import Merged
+
+    return Merged()
+
+
+def _merged_with(path: Path, pages: Iterator[rows.Columns], how: Merged) -> Iterator[rows.Columns]:
+    from klinesync.history.files.merging import merged, rows_of
+    from klinesync.history.files.readers import BadFile
+
     try:
-        return rows_of(path)
+        old = rows_of(path)
     except BadFile as error:
         raise ExportFailed(f"{path} cannot be merged with: {error.reason}; --overwrite replaces it") from error
+    return merged((page.with_flow(None) for page in pages), old, how)
 
 
 def _check_not_poorer(path: Path, schema: pa.Schema, times: rows.Ints | None) -> None:
     """Raises `ExportFailed` when the existing file has columns or candles that would be lost."""
+    from klinesync.history.files.merging import poorer
+
     why = poorer(path, schema.names, times)
     if why is not None:
         raise ExportFailed(f"{path} is left as it is: {why}; --overwrite replaces it")
@@ -206,12 +221,14 @@ def _iso(time_s: int) -> str:
 
 
 def _read(store: Reading, series: SeriesId, span: Span) -> Iterator[rows.Columns]:
-    since = span.start - 1
-    while candles := store.read(lambda look, since=since: look.oldest(series, WINDOW_CANDLES, since=since)):  # type: ignore[misc]
-        yield rows.within(rows.columns(candles), span)
-        since = candles[-1].time
-        if since >= span.end - 1:
+    start = span.start
+    while start < span.end:
+        window = Span(start, span.end)
+        page = store.read(lambda look, window=window: look.oldest_columns(series, WINDOW_CANDLES, window))  # type: ignore[misc]
+        if not len(page.time):
             return
+        yield rows.of_store(page)
+        start = int(page.time[-1]) + 1
 
 
 def _with_factors(

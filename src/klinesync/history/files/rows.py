@@ -25,6 +25,7 @@ from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
+from klinesync.storage.candle_columns import CandleColumns, columns_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -394,10 +395,13 @@ def joined(parts: Sequence[Columns]) -> Columns:
 
 def columns(candles: Sequence[Candle]) -> Columns:
     """Candles as columns."""
-    # None becomes NaN.
-    values = np.array([candle[1:] for candle in candles], np.float64).reshape(len(candles), len(Candle._fields) - 1).T
-    time = np.array([candle.time for candle in candles], np.int64)
-    open_, high, low, close, volume, quote, trades, taker, taker_quote = values
-    flow = (quote, trades, taker, taker_quote)
-    has_flow = any(candle.flow != NO_FLOW for candle in candles)
-    return Columns(time, open_, high, low, close, volume, flow=flow if has_flow else None)
+    return of_store(columns_of(candles))
+
+
+def of_store(candles: CandleColumns) -> Columns:
+    """Candles of a store as rows of a file."""
+    open_, high, low, close, volume = candles.values
+    if candles.flow is None:
+        return Columns(candles.time, open_, high, low, close, volume)
+    quote, trades, taker, taker_quote = candles.flow
+    return Columns(candles.time, open_, high, low, close, volume, flow=(quote, trades, taker, taker_quote))
