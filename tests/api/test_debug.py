@@ -8,11 +8,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from klinesync.core.series_id import SeriesId
-from klinesync.market import inspection
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.runtime.metrics import METRICS
 from klinesync.sim.server import SimConfig, SimServer
 from support.running_service import Service, running_service
-from support.upstream import until
+from support.waiting import until
 
 BTC = "binance:spot:BTC/USDT:1m"
 START = 1_700_000_100  # a multiple of 300
@@ -32,6 +33,14 @@ def candle(minute: int, **changes: float) -> dict[str, float]:
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     async with running_service(tmp_path / "store.sqlite", enable_debug_api="on") as running:
+        yield running
+
+
+@pytest.fixture
+async def measuring(tmp_path: Path) -> AsyncIterator[Service]:
+    """A service that measures its store at each scrape."""
+    around = Surroundings(tuning=Tuning(store_facts_ttl_s=0.0))
+    async with running_service(tmp_path / "measured.sqlite", None, None, around, enable_debug_api="on") as running:
         yield running
 
 
@@ -202,8 +211,8 @@ async def test_a_bad_forming_candle_is_refused(
     assert (status, answer["code"]) == (422, code)
 
 
-async def test_metrics_count_events(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "STORE_FACTS_TTL_S", 0.0)
+async def test_metrics_count_events(measuring: Service) -> None:
+    service = measuring
     before = await measured(service)
     assert before["klinesync_series_stored",] == 0
     await ingest(service, 0, 1, 4)

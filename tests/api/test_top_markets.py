@@ -18,8 +18,7 @@ from klinesync.exchanges.binance.entry import BinanceEntry
 from klinesync.exchanges.binance.requests import market_routes
 from klinesync.exchanges.exchange import Listing, Ticker
 from klinesync.exchanges.registry import ExchangeRegistry
-from klinesync.market_data import top_markets
-from klinesync.market_data.top_markets import FORCED_MOST, MAX_LIMIT, TopMarkets
+from klinesync.market_data.top_markets import FORCED_MOST, MAX_LIMIT, USUAL_TOP, TopLimits, TopMarkets, TopQuery
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.sim.server import SimConfig, SimServer
 from support.fake_exchange import FakeExchange, context, registry_of
@@ -54,12 +53,9 @@ class Exchange(FakeExchange):
 
 
 @asynccontextmanager
-async def service_with(store: Path, exchange: Exchange) -> AsyncIterator[Service]:
+async def service_with(store: Path, exchange: Exchange, limits: TopLimits = USUAL_TOP) -> AsyncIterator[Service]:
     async with running_service(store) as service:
-        service.runtime.market_data.top_markets = TopMarkets(
-            registry_of(exchange),
-            clock=SYSTEM_CLOCK,
-        )
+        service.runtime.market_data.top_markets = TopMarkets(registry_of(exchange), clock=SYSTEM_CLOCK, limits=limits)
         yield service
 
 
@@ -225,10 +221,12 @@ async def test_malformed_parameters_of_a_stream_are_422(service: Service, params
 
 
 async def test_the_stream_sends_answers_when_items_change_and_ends_after_so_many(
-    service: Service, exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, exchange: Exchange
 ) -> None:
-    monkeypatch.setattr(top_markets, "TICKERS_TTL_S", 0.0)
-    async with stream(service, interval_s=1, max_events=2, limit=1) as events:
+    async with (
+        service_with(tmp_path / "store.sqlite", exchange, TopLimits(tickers_ttl_s=0.0)) as service,
+        stream(service, interval_s=1, max_events=2, limit=1) as events,
+    ):
         first = await events.next()
         assert first is not None
         assert first[0] == "top_markets"
@@ -242,12 +240,12 @@ async def test_the_stream_sends_answers_when_items_change_and_ends_after_so_many
         assert await events.next() is None
 
 
-async def test_an_error_is_an_event_of_the_stream_which_goes_on(
-    service: Service, exchange: Exchange, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(top_markets, "FAILED_PAUSE_S", 0.0)
+async def test_an_error_is_an_event_of_the_stream_which_goes_on(tmp_path: Path, exchange: Exchange) -> None:
     exchange.error = UpstreamError("the exchange is down", 503)
-    async with stream(service, interval_s=0.2, max_events=0) as events:
+    async with (
+        service_with(tmp_path / "store.sqlite", exchange, TopLimits(failed_pause_s=0.0)) as service,
+        stream(service, interval_s=0.2, max_events=0) as events,
+    ):
         assert await events.next() == ("error", "", {"detail": "the exchange is down", "code": "upstream_error"})
         exchange.error = None
         after = await events.next()
@@ -256,21 +254,21 @@ async def test_an_error_is_an_event_of_the_stream_which_goes_on(
 
 
 async def test_open_streams_are_limited_and_a_client_that_leaves_frees_its_place(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, exchange: Exchange
 ) -> None:
-    monkeypatch.setattr(service.runtime.market_data.top_markets.streams, "most", 1)
-    async with stream(service, interval_s=30) as events:
-        assert await events.next() is not None
+    async with service_with(tmp_path / "store.sqlite", exchange, TopLimits(streams=1)) as service:
+        async with stream(service, interval_s=30) as events:
+            assert await events.next() is not None
+            async with asyncio.timeout(60):
+                status, answer = await service.get(PATH + "/stream")
+            assert (status, answer["code"]) == (429, "rate_limited")
+            events.response.close()
         async with asyncio.timeout(60):
-            status, answer = await service.get(PATH + "/stream")
-        assert (status, answer["code"]) == (429, "rate_limited")
-        events.response.close()
-    async with asyncio.timeout(60):
-        while True:
-            async with service.http.get(service.url + PATH + "/stream", params={"max_events": 1}) as response:
-                if response.status == 200:
-                    break
-            await asyncio.sleep(0.01)
+            while True:
+                async with service.http.get(service.url + PATH + "/stream", params={"max_events": 1}) as response:
+                    if response.status == 200:
+                        break
+                await asyncio.sleep(0.01)
 
 
 async def test_a_service_that_stops_ends_its_streams_cleanly(tmp_path: Path, exchange: Exchange) -> None:
@@ -288,7 +286,7 @@ async def test_the_simulated_exchange_is_ranked_through_the_rest_client() -> Non
         registry = ExchangeRegistry([entry], context())
         top = TopMarkets(registry, clock=SYSTEM_CLOCK)
         for market in ("spot", "futures"):
-            answer = await top.top(top_markets.TopQuery("binance", market, "USDT", 500))
+            answer = await top.top(TopQuery("binance", market, "USDT", 500))
             volumes = [item.quote_volume for item in answer.items]
             assert volumes == sorted(volumes, reverse=True)
             assert {"BTC/USDT", "ETH/USDT"} <= {item.symbol for item in answer.items}

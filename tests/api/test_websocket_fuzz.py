@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from klinesync.sim.server import SimConfig, SimServer
 from support.running_service import Service, running_service
 from support.thorough import examples
-from support.upstream import until
+from support.waiting import until
 
 BTC, ETH = "binance:spot:BTC/USDT:1m", "binance:futures:ETH/USDT:5m"
 MOST_MESSAGES = 15  # well below the limit of their rate

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from venue_service import Close, first_closes, hurry, is_final, series_of, serving, until, watching, whitelist
+from venue_service import Close, first_closes, hurry, is_final, series_of, serving, watching, whitelist
 
+from support.waiting import until
 from venues.bybit import Bybit
 from venues.gate import Gate
 from venues.kraken import Kraken
@@ -20,9 +20,7 @@ FIRST_CLOSES = 10
 RIGHT_WITHIN_MS = 15_000
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch, SPEED)
+QUICK = hurry(SPEED)
 
 
 async def test_no_close_is_shown_with_values_that_are_not_final_once_ten_closes_of_the_venue_have_been_seen(
@@ -34,7 +32,7 @@ async def test_no_close_is_shown_with_values_that_are_not_final_once_ten_closes_
         followed = [series_of(venue, base) for venue in venues for base in BASES]
         began_ms = {venue.name: venue.now_ms() for venue in venues}
         async with (
-            serving(tmp_path, *venues, **whitelist(*followed)) as service,
+            serving(tmp_path, *venues, hurry=QUICK, **whitelist(*followed)) as service,
             watching(service, venues, followed) as closes,
         ):
 

@@ -6,14 +6,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from venue_service import candle, hurry, serving, until, whitelist
+from venue_service import candle, hurry, serving, whitelist
 
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.exchanges.ccxt import rest as ccxt_rest
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.running_service import Service
+from support.waiting import until
 from venues import faults, hyperliquid
 from venues.faults import Ask, Cut, Fault
 from venues.gate import Gate
@@ -30,10 +30,7 @@ SPOT = [Pair(base) for base in BASES]
 NO_LISTS = [faults.HTML, faults.EMPTY_OBJECT, Cut()]
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch, SPEED)
-    monkeypatch.setattr(ccxt_rest, "UNLISTED_TTL_S", 0.1)
+QUICK = hurry(SPEED, unlisted_ttl_s=0.1)
 
 
 def series(venue: Venue, base: str = "BTC") -> SeriesId:
@@ -54,7 +51,7 @@ async def test_what_is_no_list_of_markets_is_trouble_and_never_says_that_a_symbo
     async with kind(pairs=SPOT, speed=SPEED) as venue:
         venue.fail(fault, Ask.MARKETS)
         followed = series(venue)
-        async with serving(tmp_path, venue, **whitelist(followed)) as service:
+        async with serving(tmp_path, venue, hurry=QUICK, **whitelist(followed)) as service:
             status, answer = await service.get("/api/market/candles", series_id=str(series(venue, "ETH")))
             assert (status, answer.get("code")) != (404, "unknown_series"), answer
             await until(lambda: venue.asked(Ask.MARKETS) >= 3, "the list is asked for again", 20.0)
@@ -80,7 +77,7 @@ async def test_a_list_that_gets_shrunken_empty_or_unreadable_takes_no_series_awa
 ) -> None:
     async with kind(pairs=SPOT, speed=SPEED) as venue:
         followed, other = series(venue, "S29"), series(venue, "S28")
-        async with serving(tmp_path, venue, **whitelist(followed)) as service:
+        async with serving(tmp_path, venue, hurry=QUICK, **whitelist(followed)) as service:
             await until(lambda: service.runtime.supervisors.keeps_up(followed), "it is followed", 20.0)
             for share, fault in ((0.5, None), (0.0, None), (1.0, faults.HTML), (1.0, faults.EMPTY_OBJECT)):
                 venue.listed_share = share
@@ -102,7 +99,7 @@ async def test_twelve_series_of_hyperliquid_stay_within_its_budget_and_are_up_to
         venue.enforces_budget = True
         those = [series(venue, pair.base) for pair in pairs]
         worst = 0.0
-        async with serving(tmp_path, venue, **whitelist(*those)) as service:
+        async with serving(tmp_path, venue, hurry=QUICK, **whitelist(*those)) as service:
             end_ms = venue.now_ms() + 6 * 60_000
             while venue.now_ms() < end_ms:
                 worst = max(worst, venue.used(asyncio.get_running_loop().time()))
@@ -124,7 +121,7 @@ async def test_a_backfill_takes_what_a_venue_keeps_and_says_what_it_does_not(tmp
         followed = series(venue)
         newest_s = venue.now_ms() // 60_000 * 60
         oldest_s = newest_s - venue.depth * 60
-        async with serving(tmp_path, venue, **whitelist(followed)) as service:
+        async with serving(tmp_path, venue, hurry=QUICK, **whitelist(followed)) as service:
             # Candles from long ago are stored: the span up to the venue's oldest candle is a hole.
             old = [venue.final(followed.symbol, oldest_s - at * 60, swap=kind is Hyperliquid) for at in (400, 399)]
             for found in map(candle, old):

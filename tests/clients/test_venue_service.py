@@ -12,12 +12,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from venue_service import first_closes, hurry, is_final, series_of, serving, until, watching, whitelist
+from venue_service import first_closes, hurry, is_final, series_of, serving, watching, whitelist
 
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges import reach
 from klinesync.exchanges.ccxt.exchange import CcxtExchange
 from support.running_service import Service
+from support.waiting import until
 from venues import faults
 from venues.bybit import Bybit
 from venues.faults import Ask, Cut, Fault, StreamFault, too_many
@@ -32,9 +32,7 @@ LATE_LOOK_S = 5.0
 BASES = ("BTC", "ETH", "SOL")
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch, SPEED)
+QUICK = hurry(SPEED)
 
 
 async def status_of(service: Service, series: SeriesId) -> tuple[dict[str, object], dict[str, object]]:
@@ -55,7 +53,7 @@ async def test_a_date_that_is_ahead_closes_no_candle_before_its_end(tmp_path: Pa
         followed = [series_of(okx), series_of(gate)]
         began_ms = okx.now_ms()
         async with (
-            serving(tmp_path, okx, gate, **whitelist(*followed)) as service,
+            serving(tmp_path, okx, gate, hurry=QUICK, **whitelist(*followed)) as service,
             watching(service, (okx, gate), followed) as closes,
         ):
             await until(lambda: all(len(first_closes(closes, one, began_ms)) >= 3 for one in (okx, gate)), "3 closes")
@@ -78,7 +76,10 @@ async def test_clients_that_leave_while_their_requests_wait_end_nothing(
     async with Kraken(speed=SPEED, pairs=[Pair("BTC"), *map(Pair, bases)]) as kraken:
         pinned = series_of(kraken)
         flags = whitelist(pinned) | {"ondemand_idle_ttl_s": "1"}
-        async with serving(tmp_path, kraken, **flags) as service, watching(service, [kraken], [pinned]) as closes:
+        async with (
+            serving(tmp_path, kraken, hurry=QUICK, **flags) as service,
+            watching(service, [kraken], [pinned]) as closes,
+        ):
             for _ in range(2):
                 async with watching(service, [kraken], [series_of(kraken, base) for base in bases]):
                     await until(lambda: len(service.runtime.supervisors.followed()) == 21, "they are followed")
@@ -100,7 +101,7 @@ async def test_a_venue_in_trouble_is_asked_less_whatever_the_trouble_is(tmp_path
         for venue in venues:
             venue.is_polled = True
         followed = [series_of(venue, base) for venue in venues for base in BASES]
-        service = await stack.enter_async_context(serving(tmp_path, *venues, **whitelist(*followed)))
+        service = await stack.enter_async_context(serving(tmp_path, *venues, hurry=QUICK, **whitelist(*followed)))
 
         async def rates(minutes: float) -> list[float]:
             """Requests per minute to each venue."""
@@ -139,13 +140,13 @@ async def test_the_status_says_that_a_venue_blocks_or_cannot_be_reached_why_and_
             await harm()
         followed = [series_of(venue) for venue in pairs]
         before_s = time.time()
-        async with serving(tmp_path, *pairs, timeout_s=1.0, **whitelist(*followed)) as service:
+        async with serving(tmp_path, *pairs, timeout_s=1.0, hurry=QUICK, **whitelist(*followed)) as service:
             if not from_start:
                 await until(lambda: all(map(service.runtime.supervisors.keeps_up, followed)), "all are followed")
                 await asyncio.sleep(0.5)
                 await harm()
             looks: dict[str, set[object]] = {venue.name: set() for venue in pairs}
-            await asyncio.sleep(2 * reach.UNREACHABLE_AFTER_S)
+            await asyncio.sleep(2 * QUICK.follow.silence.unreachable_after_s)
             for _ in range(8):
                 await asyncio.sleep(0.5)
                 for venue, reason in pairs.items():
@@ -176,7 +177,7 @@ async def test_a_complete_series_without_trades_stays_green(tmp_path: Path) -> N
             quiet_s = venue.now_ms() // 60_000 * 60
             venue.pairs.insert(0, Pair("QUIET", quiet_from_s=quiet_s))
         followed = [series_of(venue, "QUIET") for venue in (kraken, bybit)]
-        async with serving(tmp_path, kraken, bybit, **whitelist(*followed)) as service:
+        async with serving(tmp_path, kraken, bybit, hurry=QUICK, **whitelist(*followed)) as service:
             await until(lambda: all(map(service.runtime.supervisors.keeps_up, followed)), "all are followed")
             end_ms = kraken.now_ms() + 180_000
             while kraken.now_ms() < end_ms:
@@ -197,7 +198,7 @@ async def test_a_stream_that_is_frozen_silent_or_refused_is_named_and_costs_no_c
         followed = [series_of(venue) for venue in venues]
         began_ms = okx.now_ms()
         async with (
-            serving(tmp_path, *venues, **whitelist(*followed)) as service,
+            serving(tmp_path, *venues, hurry=QUICK, **whitelist(*followed)) as service,
             watching(service, venues, followed) as closes,
         ):
             await until(lambda: all(len(first_closes(closes, venue, began_ms)) >= 4 for venue in venues), "4 closes")

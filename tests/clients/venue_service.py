@@ -3,70 +3,72 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-
-import pytest
+from typing import TypeVar
 
 from klinesync.client.follow import follow
 from klinesync.client.updates import ClosedCandle
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges import reach, whole_lists
-from klinesync.exchanges.ccxt import pace, turn_queue
-from klinesync.exchanges.ccxt import rest as ccxt_rest
-from klinesync.exchanges.ccxt import streams as ccxt_streams
 from klinesync.exchanges.ccxt.entry import CcxtEntry
-from klinesync.ingest import followed, listing_watch, market_watch, supervisor
+from klinesync.exchanges.ccxt.timings import CcxtTimings, TurnTimings
+from klinesync.exchanges.reach import SilenceTimings
+from klinesync.exchanges.whole_lists import ListTimings
+from klinesync.ingest.timings import FollowTimings
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from support.running_service import Service, running_service
 from venues.market import Row
 from venues.pointed import maker
 from venues.venue import Venue
 
 MARGIN_S = 2.0
-PATIENCE_S = 60.0
-# The service's timers, in seconds of our clock. They are shortened for venues whose time passes faster.
-DURATIONS = {
-    supervisor: ("TICK_S",),
-    market_watch: ("CLOCK_AGE_S",),
-    followed: ("ATTACH_WAIT_S", "SUSPECT_LISTINGS_AGE_S"),
-    listing_watch: ("LISTINGS_AGE_S", "LISTINGS_PAUSE_S"),
-    ccxt_rest: (
-        "ASK_TIME_EVERY_S", "ASK_DATE_EVERY_S", "CONFIRM_S", "LISTINGS_TTL_S", "UNLISTED_TTL_S", "POLL_LEAST_S",
-        "POLL_MOST_S",
-    ),
-    ccxt_streams: ("CONFIRM_S", "POLL_AGAIN_S", "LOOK_MOST_S", "SILENT_PAUSE_S"),
-    pace: ("BURST_S",),
-    whole_lists: ("BELIEVED_AFTER_S",),
-    turn_queue: ("HELD_MOST_S",),
-}  # fmt: skip
-BACKOFFS = {
-    ccxt_streams: ("BEGIN_AGAIN",),
-    whole_lists: ("FIRST_LIST", "NEXT_LIST"),
-    turn_queue: ("REFUSED", "TROUBLE"),
-}
-# Shortened less than the others: the response time of a busy machine must not count as silence.
-SILENCES = ("ASK_AFTER_S", "ASK_EVERY_S", "UNREACHABLE_AFTER_S")
+# Silences are shortened less than other timings: the response time of a busy machine must not count as silence.
 SILENCES_SPEED = 2.5
+Timings = TypeVar("Timings", FollowTimings, SilenceTimings, CcxtTimings, TurnTimings, ListTimings, Backoff)
 
 
-def hurry(monkeypatch: pytest.MonkeyPatch, speed: float) -> None:
-    """Speed up all timers by our clock to the pace of the venues' time."""
-    for module, names in DURATIONS.items():
-        for name in names:
-            monkeypatch.setattr(module, name, getattr(module, name) / speed)
-    for module, names in BACKOFFS.items():
-        for name in names:
-            backoff: Backoff = getattr(module, name)
-            quicker = replace(backoff, initial_s=backoff.initial_s / speed, most_s=backoff.most_s / speed)
-            monkeypatch.setattr(module, name, quicker)
-    for name in SILENCES:
-        monkeypatch.setattr(reach, name, getattr(reach, name) / SILENCES_SPEED)
-    monkeypatch.setattr(market_watch, "UNREACHABLE_AFTER_S", reach.UNREACHABLE_AFTER_S)
-    monkeypatch.setattr(ccxt_rest, "POLLS_PER_CANDLE", ccxt_rest.POLLS_PER_CANDLE * speed)
+@dataclass(frozen=True, slots=True)
+class Hurry:
+    """The timings of a service beside venues whose time is quicker than ours."""
+
+    follow: FollowTimings
+    ccxt: CcxtTimings
+
+
+def quicker(timings: Timings, speed: float) -> Timings:
+    """The same timings for a quicker clock: every duration (`_s`) is shorter, those within too."""
+    changes: dict[str, object] = {}
+    for field in fields(timings):
+        value = getattr(timings, field.name)
+        if isinstance(value, SilenceTimings):
+            changes[field.name] = quicker(value, SILENCES_SPEED)
+        elif is_dataclass(value):
+            changes[field.name] = quicker(value, speed)
+        elif field.name.endswith("_s"):
+            changes[field.name] = value / speed
+    return replace(timings, **changes)  # type: ignore[arg-type]  # of these names
+
+
+def hurry(speed: float, unlisted_ttl_s: float | None = None) -> Hurry:
+    """Have everything that is timed by our clock pass as quickly as the venues' time."""
+    ccxt = quicker(CcxtTimings(), speed)
+    ccxt = replace(ccxt, polls_per_candle=ccxt.polls_per_candle * speed)
+    if unlisted_ttl_s is not None:
+        ccxt = replace(ccxt, unlisted_ttl_s=unlisted_ttl_s)
+    usual = FollowTimings()
+    follow = replace(
+        quicker(usual, speed),
+        # What a busy machine takes to answer.
+        in_flight_s=usual.in_flight_s,
+        fruitless=usual.fruitless,
+        resubscribe=usual.resubscribe,
+    )
+    return Hurry(follow, ccxt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +103,23 @@ async def watching(service: Service, venues: Sequence[Venue], series: Iterable[S
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, *venues: Venue, timeout_s: float = 10.0, **flags: str) -> AsyncIterator[Service]:
+async def serving(
+    tmp_path: Path, *venues: Venue, hurry: Hurry, timeout_s: float = 10.0, **flags: str
+) -> AsyncIterator[Service]:
     """A service that follows no series of Binance, beside the running doubles."""
     given = {"startup_kline_sync_target_candles": "10", "audit_interval_s": "0", "rest_final_margin_s": str(MARGIN_S)}
     others = CcxtEntry(
         makers={venue.name: maker(venue, timeout_s=timeout_s) for venue in venues},
-        poll_least_s=ccxt_rest.POLL_LEAST_S,
+        timings=hurry.ccxt,
     )
-    async with running_service(tmp_path / "store.sqlite", None, others, **(given | flags)) as service:
+    around = Surroundings(tuning=Tuning(follow=hurry.follow))
+    async with running_service(tmp_path / "store.sqlite", None, others, around, **(given | flags)) as service:
         yield service
 
 
 def whitelist(*series: SeriesId) -> dict[str, str]:
     """Flags of a service that follows these series from the start."""
     return {"whitelist": ",".join(map(str, series)), "enable_whitelist_ingest": "on"}
-
-
-async def until(holds: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Wait for a condition."""
-    try:
-        async with asyncio.timeout(patience_s):
-            while not holds():
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not within {patience_s:g} s: {what}") from None
 
 
 def candle(row: Row | None) -> Candle | None:

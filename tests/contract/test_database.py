@@ -24,6 +24,7 @@ from klinesync.storage.candles import CandleStore
 from klinesync.storage.database import Database
 from klinesync.storage.records import Ledger, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
+from support.pauses import no_pause
 from support.thorough import examples
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -36,10 +37,6 @@ def candle(minute: int, close: float = 1.0) -> Candle:
 
 def candles(*minutes: int) -> list[Candle]:
     return [candle(minute) for minute in minutes]
-
-
-async def no_pause() -> None:
-    pass
 
 
 def in_thread(path: Path) -> Database:

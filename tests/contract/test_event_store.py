@@ -25,15 +25,12 @@ from klinesync.storage.records import Corrected, Origin, SeriesChange
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from klinesync.storage.sqlite_schema import APPLICATION_ID, migrations
+from support.pauses import no_pause
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 CANDLE = Candle(60, 1.0, 2.0, 0.5, 1.0, 1.0)
 # The last version of stores without events.
 WITHOUT_EVENTS = 6
-
-
-async def no_pause() -> None:
-    pass
 
 
 @pytest.fixture(

@@ -20,11 +20,13 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.binance.entry import BinanceEntry
 from klinesync.exchanges.binance.requests import market_routes
 from klinesync.exchanges.ccxt.entry import CcxtEntry
+from klinesync.exchanges.ccxt.timings import CcxtTimings
 from klinesync.exchanges.exchange import Connection, Errand, Exchange, KlineEvent, StreamCallbacks, Urgency
 from klinesync.exchanges.registry import ExchangeEntry, ExchangeRegistry
 from klinesync.sim.server import SimConfig, SimServer
 from support.fake_exchange import context
 from support.simex import Pointed
+from support.waiting import until
 
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 SPEED = 60.0
@@ -55,7 +57,7 @@ def binance(exchange: SimServer) -> ExchangeEntry:
 
 
 def ccxt(exchange: SimServer) -> ExchangeEntry:
-    return CcxtEntry(makers={"simex": lambda _: Pointed(exchange.http_url)}, poll_least_s=0.1)
+    return CcxtEntry(makers={"simex": lambda _: Pointed(exchange.http_url)}, timings=CcxtTimings(poll_least_s=0.1))
 
 
 def wave(_exchange: SimServer) -> ExchangeEntry:
@@ -200,12 +202,6 @@ class Told:
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 async def test_a_connection_carries_what_is_wanted_and_says_so(world: World) -> None:

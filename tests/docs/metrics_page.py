@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from klinesync.core.gaps import GapState
 from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.exchange import Urgency
-from klinesync.market.inspection import STORE_FACTS_TTL_S
+from klinesync.market.tuning import STORE_FACTS_TTL_S
 from klinesync.runtime.bulkheads import Part
 from klinesync.runtime.exchange_clock import FRAMES, REST
 from klinesync.runtime.metrics import DURATION_BOUNDS_S, METRICS

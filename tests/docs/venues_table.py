@@ -7,8 +7,7 @@ from pathlib import Path
 import generated
 
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.ccxt.rest import POLL_LEAST_S, POLL_MOST_S, POLLS_PER_CANDLE
-from klinesync.exchanges.ccxt.streams import POLL_AGAIN_S
+from klinesync.exchanges.ccxt.timings import USUAL_CCXT
 from klinesync.exchanges.ccxt.venue_margin import DATE_STEP_MS
 from klinesync.exchanges.ccxt.venues import REQUESTS_PER_CANDLE, VENUES, Quiet, Venue, polling
 from klinesync.runtime.flags import RuntimeFlags
@@ -49,9 +48,10 @@ def _cells(venue: Venue, market: str) -> tuple[str, ...]:
     cost = polling(venue, market)
     assert cost is not None, "each venue of the table has a rate"
     fit = cost.fit(MINUTE)
-    polls = 60.0 / max(POLL_LEAST_S, min(MINUTE.seconds / POLLS_PER_CANDLE, POLL_MOST_S))
+    pause_s = min(MINUTE.seconds / USUAL_CCXT.polls_per_candle, USUAL_CCXT.poll_most_s)
+    polls = 60.0 / max(USUAL_CCXT.poll_least_s, pause_s)
     own = f"{REQUESTS_PER_CANDLE}" if venue.pushes else f"{REQUESTS_PER_CANDLE} to {polls:.0f}"
-    first_s = MARGIN_S + POLL_AGAIN_S + (0.0 if venue.tells_time else DATE_STEP_MS / 1000)
+    first_s = MARGIN_S + USUAL_CCXT.poll_again_s + (0.0 if venue.tells_time else DATE_STEP_MS / 1000)
     depth = f"{venue.depth[market]:,}" if market in venue.depth else "all"
     return (
         f"{fit}",

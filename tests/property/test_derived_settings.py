@@ -25,15 +25,12 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.records import DerivationOrigin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.pauses import no_pause
 from support.thorough import examples
 
 MINUTE = SeriesId.parse("binance:spot:BTC/USDT:1m")
 START = 1_699_999_200 // 10_800 * 10_800  # whole buckets of every timeframe begin at this time
 CODES = ("1m", "5m", "10m", "15m", "30m", "45m", "1h", "90m")
-
-
-async def no_pause() -> None:
-    pass
 
 
 def series_of(code: str) -> SeriesId:

@@ -26,6 +26,7 @@ from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from support.candles import FLOWS, stored_over
 from support.derived_candles import derive
+from support.pauses import no_pause
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE = SERIES.timeframe
@@ -116,10 +117,6 @@ class World:
             if not self.base
             else [time for time in range(min(self.base), max(self.base), 60) if time not in self.base]
         )
-
-
-async def no_pause() -> None:
-    pass
 
 
 @given(STEPS)

@@ -19,10 +19,7 @@ from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.exchange import HistoryPage, KlineEvent, Listing
 from klinesync.ingest.feed import MAX_HOLD_S
 from klinesync.ingest.followed import (
-    ATTACH_WAIT_S,
-    FRUITLESS,
     FRUITLESS_SUSPECT,
-    SUSPECT_LISTINGS_AGE_S,
     CaughtUp,
     Command,
     Declare,
@@ -39,6 +36,7 @@ from klinesync.ingest.followed import (
     Show,
     Suspect,
 )
+from klinesync.ingest.timings import FRUITLESS, USUAL_TIMINGS
 from support.thorough import examples
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -258,8 +256,8 @@ def candle_at(time: int) -> Candle:
 
 def test_history_waits_a_limited_time_for_the_stream() -> None:
     followed = Followed(BTC, None, SETTINGS, 100.0, None)
-    assert followed.tick(Moment(100.0 + ATTACH_WAIT_S - 0.5, None), MARGIN_S) == []
-    (fetch,) = followed.tick(Moment(100.0 + ATTACH_WAIT_S, None), MARGIN_S)
+    assert followed.tick(Moment(100.0 + USUAL_TIMINGS.attach_wait_s - 0.5, None), MARGIN_S) == []
+    (fetch,) = followed.tick(Moment(100.0 + USUAL_TIMINGS.attach_wait_s, None), MARGIN_S)
     assert isinstance(fetch, Fetch)
     assert followed.tick(Moment(110.0, None), MARGIN_S) == [], "it is asked for once"
 
@@ -292,8 +290,10 @@ def test_a_wrong_request_polls_the_lists_and_pauses_rest_for_a_minute() -> None:
     followed = Followed(BTC, None, SETTINGS, 0.0, None)
     followed.attached(Moment(0.0, None))
     assert followed.history_failed(400, 10.0) == [Suspect()]
-    assert followed.tick(Moment(10.0 + SUSPECT_LISTINGS_AGE_S - 1, None), MARGIN_S) == []
-    assert [type(one) for one in followed.tick(Moment(10.0 + SUSPECT_LISTINGS_AGE_S, None), MARGIN_S)] == [Fetch]
+    assert followed.tick(Moment(10.0 + USUAL_TIMINGS.suspect_listings_age_s - 1, None), MARGIN_S) == []
+    assert [
+        type(one) for one in followed.tick(Moment(10.0 + USUAL_TIMINGS.suspect_listings_age_s, None), MARGIN_S)
+    ] == [Fetch]
 
 
 def test_a_second_write_that_fails_does_not_recover_twice() -> None:
@@ -323,8 +323,8 @@ def test_a_symbol_that_was_never_listed_is_delisted_by_one_complete_list_or_by_t
     first = followed.judge(None, Moment(0.0, None), second=False)
     assert followed.is_delisted == one_list_decides == (CaughtUp() in first)
     if not one_list_decides:
-        assert followed.list_due_s(SUSPECT_LISTINGS_AGE_S) == 0.0
-        assert CaughtUp() in followed.judge(None, Moment(SUSPECT_LISTINGS_AGE_S, None), second=True)
+        assert followed.list_due_s(USUAL_TIMINGS.suspect_listings_age_s) == 0.0
+        assert CaughtUp() in followed.judge(None, Moment(USUAL_TIMINGS.suspect_listings_age_s, None), second=True)
     assert followed.list_due_s(1000.0) is None
 
 

@@ -6,7 +6,6 @@ import random
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -14,8 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Urgency
-from klinesync.history import memory as memory_module
-from klinesync.history import queue as history_queue
+from klinesync.history.limits import HistoryLimits
 from klinesync.history.memory import SourceMemory
 from klinesync.history.missing import Need, Reason
 from klinesync.history.pending import USUAL_RETRIES, Pending
@@ -302,14 +300,13 @@ def test_memory_keeps_the_later_expiry() -> None:
     assert memory.was_answered(SERIES[0], Reason.NATIVE, Span(60, 300), 149.0)
 
 
-def test_waiting_lookups_and_memory_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_queue, "MAX_LOOKS", 2)
-    queue = HistoryQueue()
+def test_waiting_lookups_and_memory_are_limited() -> None:
+    limits = HistoryLimits(looks=2, remembered=2)
+    queue = HistoryQueue(limits=limits)
     assert [queue.look(Look(series, Urgency.READ)) for series in SERIES[:3]] == [True, True, False]
     assert queue.look(Look(SERIES[0], Urgency.READ)), "it waits already"
     assert [queue.is_looking(series) for series in SERIES[:3]] == [True, True, False]
-    monkeypatch.setattr(memory_module, "MAX_REMEMBERED", 2)
-    memory = SourceMemory()
+    memory = SourceMemory(limits)
     for series in SERIES[:3]:
         memory.remember_answer(series, Reason.TAIL, Span(0, 60), 100.0, 0.0)
         memory.remember_nothing(series, Span(0, 60), 0.0)

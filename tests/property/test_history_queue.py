@@ -15,8 +15,7 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.exchanges.exchange import Urgency
-from klinesync.history import pieces
-from klinesync.history import queue as history_queue
+from klinesync.history.limits import HistoryLimits
 from klinesync.history.missing import Need, Reason
 from klinesync.history.pending import USUAL_RETRIES, Pending
 from klinesync.history.pieces import (
@@ -39,12 +38,7 @@ PIECE = 25
 LENGTH = 200
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _small_pieces() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE_CANDLES", PIECE)
-        patch.setattr(pieces, "PAGE_CANDLES", PAGE)
-        yield
+LIMITS = HistoryLimits(piece_candles=PIECE, page_candles=PAGE)
 
 
 def span(first: int, end: int) -> Span:
@@ -98,7 +92,7 @@ class World:
         now = remaining(fetch, self.span(), self.ledger)
         if not now.needs:
             return behind_head(fetch, self.span(), now_s, rng, USUAL_RETRIES)
-        piece = piece_of(MINUTE, now)
+        piece = piece_of(MINUTE, now, LIMITS)
         self.reads.append(piece)
         reached, first, rows = piece.span.start, None, 0
         for page, empty in self.pages(piece.around):
@@ -147,7 +141,7 @@ def test_every_need_is_filled_or_proven_empty_with_one_request_for_each_candle(
         # Some outages are in the gap ledger already.
         for start, count in outages[::2]:
             world.write([], [span(start, start + count)])
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     for start, count in asked:
         assert queue.submit(gap(BTC, span(start, start + count), "a test"), 0.0)
     for row in world.ledger:
@@ -189,7 +183,7 @@ def test_a_gap_of_several_states_is_settled(
     exchange = with_holes(outages)
     world = World(exchange, exchange & with_holes(lost))
     world.write([], [span(start, start + count) for start, count in confirmed])
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     for row in world.ledger:
         queue.submit(gap(BTC, row.span, "a test"), 0.0)
     world.heal(queue)
@@ -204,7 +198,7 @@ def test_withheld_rows_are_requested_again_with_backoff(
     """Even the neighbours of a hole may be missing from its answers."""
     exchange = with_holes(outages)
     world = World(exchange, exchange & with_holes(lost), mute=mute)
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     for row in world.ledger:
         queue.submit(gap(BTC, row.span, "a test"), 0.0)
     for start, count in asked:
@@ -233,7 +227,7 @@ def needs_of(queue: HistoryQueue, now_s: float = 0.0) -> list[Span]:
 
 def test_a_long_empty_gap_costs_one_request() -> None:
     world = World({0, *range(150, 200)}, {0, *range(150, 200)})
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     queue.submit(gap(BTC, span(1, 150), "a test"), 0.0)
     world.heal(queue)
     assert world.requests == 1
@@ -242,7 +236,7 @@ def test_a_long_empty_gap_costs_one_request() -> None:
 
 def test_a_long_gap_is_filled_newest_part_first_after_its_oldest_page() -> None:
     world = World(set(range(200)), {0, 199})
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     queue.submit(gap(BTC, span(1, 199), "a test"), 0.0)
     world.heal(queue)
     assert world.stored == set(range(200))
@@ -255,7 +249,7 @@ def test_a_long_gap_is_filled_newest_part_first_after_its_oldest_page() -> None:
 
 def test_older_history_grows_backwards_without_a_gap_to_the_exchanges_first_candle() -> None:
     world = World(set(range(70, 200)), set(range(190, 200)))
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     queue.submit(gap(BTC, span(0, 190), "first history"), 0.0)
     rng = random.Random(1)
     for _ in range(100):
@@ -270,7 +264,7 @@ def test_older_history_grows_backwards_without_a_gap_to_the_exchanges_first_cand
 
 
 def test_two_series_take_turns() -> None:
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     for series in (BTC, ETH):
         queue.submit(gap(series, span(0, 5), "a test"), 0.0)
         queue.submit(gap(series, span(100, 105), "a test"), 0.0)
@@ -283,7 +277,7 @@ def test_two_series_take_turns() -> None:
 
 
 def test_a_series_has_one_fetch_in_flight_and_further_needs_wait_or_join() -> None:
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     work = queue.take(0.0)
     assert isinstance(work, Fetch)
@@ -294,7 +288,7 @@ def test_a_series_has_one_fetch_in_flight_and_further_needs_wait_or_join() -> No
 
 
 def test_urgent_needs_precede_other_series_and_newer_needs() -> None:
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     queue.submit(gap(ETH, span(100, 105), "a gap"), 0.0)
     queue.submit(gap(BTC, span(100, 105), "a gap"), 0.0)
     queue.submit(gap(BTC, span(0, 5), "read", Urgency.READ), 0.0)
@@ -310,7 +304,7 @@ def test_urgent_needs_precede_other_series_and_newer_needs() -> None:
 
 
 def test_an_urgent_need_raises_a_waiting_need_until_its_next_attempt_and_keeps_its_backoff() -> None:
-    queue, rng = HistoryQueue(), random.Random(1)
+    queue, rng = HistoryQueue(limits=LIMITS), random.Random(1)
     queue.submit(gap(BTC, span(10, 20), "a gap"), 0.0)
     work = queue.take(0.0)
     assert isinstance(work, Fetch)
@@ -349,7 +343,7 @@ def test_an_urgent_need_raises_a_waiting_need_until_its_next_attempt_and_keeps_i
 def test_no_urgent_due_need_is_skipped_and_none_is_lost(
     asked: list[tuple[SeriesId, int, int, Urgency]], settles: list[bool]
 ) -> None:
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     out: dict[SeriesId, Fetch] = {}
     urgent: dict[SeriesId, set[int]] = {BTC: set(), ETH: set()}
     wanted: dict[SeriesId, set[int]] = {BTC: set(), ETH: set()}
@@ -410,11 +404,11 @@ def test_a_first_row_at_the_first_stored_candle_proves_the_span_before_empty() -
 
 
 def test_short_needs_of_one_page_share_a_request() -> None:
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     for first in (0, 4, 8, 40):
         queue.submit(gap(BTC, span(first, first + 1), "a test"), 0.0)
     assert needs_of(queue) == [span(40, 41)]
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     for first in (0, 4, 8, 12, 16, 20, 24, 28, 32):
         queue.submit(gap(BTC, span(first, first + 1), "a test"), 0.0)
     assert needs_of(queue) == [span(first, first + 1) for first in (8, 12, 16, 20, 24, 28, 32)]
@@ -435,7 +429,7 @@ def test_fruitless_needs_back_off_up_to_a_limit() -> None:
 
 
 def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> None:
-    queue, rng = HistoryQueue(), random.Random(0)
+    queue, rng = HistoryQueue(limits=LIMITS), random.Random(0)
     queue.submit(gap(BTC, span(1, 2), "declared gap"), 0.0)
     queue.submit(gap(ETH, span(1, 2), "declared gap"), 0.0)
     for _ in range(2):
@@ -456,7 +450,7 @@ def test_a_series_that_is_listed_again_does_not_wait_for_its_next_retry() -> Non
 
 
 def test_stalled_needs_are_not_reported_as_being_read() -> None:
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     rng, now_s = random.Random(1), 0.0
     for turn in range(USUAL_RETRIES.stalled_after + 2):
@@ -468,16 +462,16 @@ def test_stalled_needs_are_not_reported_as_being_read() -> None:
         now_s = queue.next_due_s() or 0.0
 
 
-def test_the_queue_is_limited_and_looks_gaps_up_again_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_queue, "MAX_NEEDS_OF_SERIES", 4)
-    queue = HistoryQueue()
+def test_the_queue_is_limited_and_looks_gaps_up_again_when_there_is_room() -> None:
+    limits = replace(LIMITS, needs_of_series=4)
+    queue = HistoryQueue(limits=limits)
     for first in range(0, 400, 100):
         assert queue.submit(gap(BTC, span(first, first + 1), "a test"), 0.0)
     assert not queue.submit(gap(BTC, span(500, 501), "a test"), 0.0)
     assert queue.submit(gap(ETH, span(0, 1), "a test"), 0.0)
     assert needs_of(queue) == [span(300, 301)]
     assert needs_of(queue) == [span(0, 1)]  # the other series'
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=limits)
     for first in range(0, 500, 100):
         queue.submit(gap(BTC, span(first, first + 1), "a test"), 0.0)
     seen: list[Fetch | Look] = []
@@ -485,8 +479,7 @@ def test_the_queue_is_limited_and_looks_gaps_up_again_when_there_is_room(monkeyp
         seen.append(work)
         queue.settle(work, [], 0.0)
     assert [type(work) for work in seen] == [Fetch, Fetch, Look, Fetch, Fetch]
-    monkeypatch.setattr(history_queue, "MAX_NEEDS", 2)
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=replace(limits, needs=2))
     assert not queue.submit(gap(BTC, span(0, 1), "a test"), 0.0) or queue.submit(
         gap(BTC, span(100, 101), "a test"), 0.0
     )
@@ -494,7 +487,7 @@ def test_the_queue_is_limited_and_looks_gaps_up_again_when_there_is_room(monkeyp
 
 
 def test_while_a_lookup_waits_the_whole_series_counts_as_being_read() -> None:
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     assert queue.working_on(BTC) == []
     queue.look(Look(BTC))
     (everything,) = queue.working_on(BTC)
@@ -508,7 +501,7 @@ def test_while_a_lookup_waits_the_whole_series_counts_as_being_read() -> None:
 
 def test_a_need_after_the_head_waits_for_a_stored_candle() -> None:
     world = World(set(range(200)), set())
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     queue.submit(gap(BTC, span(10, 20), "a test"), 0.0)
     world.heal(queue)
     world.write([25])
@@ -521,7 +514,7 @@ def test_a_need_after_the_head_waits_for_a_stored_candle() -> None:
 
 def test_needs_of_trimmed_candles_are_dropped() -> None:
     world = World(set(range(200)), {*range(20), *range(40, 60), *range(70, 200)}, mute={19, 40, 59, 70})
-    queue = HistoryQueue()
+    queue = HistoryQueue(limits=LIMITS)
     for row in world.ledger:
         queue.submit(gap(BTC, row.span, "a test"), 0.0)
     world.mute |= set(range(20, 70))

@@ -34,6 +34,7 @@ from klinesync.pipelines.watchdog import TookTooLong, Watchdog
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
+from support.pauses import no_pause
 from support.thorough import examples
 
 R = TypeVar("R")
@@ -41,10 +42,6 @@ _Pipeline: TypeAlias = tuple[IngestPipeline, asyncio.Event]
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTES = 160
 INDICATORS = parse_indicators("EMA(3)")
-
-
-async def no_pause() -> None:
-    pass
 
 
 class AboveAverage(Factor[int]):

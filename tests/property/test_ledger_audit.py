@@ -29,6 +29,7 @@ from klinesync.storage.candles import CandleStore
 from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.pauses import no_pause
 from support.thorough import examples
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -40,10 +41,6 @@ R = TypeVar("R")
 def few_candles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factor_states, "CHECKPOINT_CANDLES", 8)
     monkeypatch.setattr(factor_states, "KEPT_CHECKPOINTS", 3)
-
-
-async def no_pause() -> None:
-    pass
 
 
 def make_step(max_candles: int = 2000) -> LedgerStep:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.derived_candles import roll_up
+from support.pauses import one_step
 
 BASE = SeriesId.parse("binance:spot:BTC/USDT:1m")
 MINUTE, FIVE, QUARTER, HOUR, FOUR, DAY = map(Timeframe.parse, ("1m", "5m", "15m", "1h", "4h", "1d"))
@@ -52,10 +52,7 @@ def write(store: CandleStore, step: DerivedStep, rows: Sequence[Candle]) -> list
 
 
 async def in_store(path: Path, work) -> object:  # type: ignore[no-untyped-def]
-    async def pause() -> None:
-        await asyncio.sleep(0)
-
-    async with InThreadSqliteDatabase(path, pause=pause) as database:
+    async with InThreadSqliteDatabase(path, pause=one_step) as database:
         return await database.write(work)
 
 

@@ -17,7 +17,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, narrowed, runs
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import HistoryPage
-from klinesync.history.native_folds import MAX_PARTS, PAGE_CANDLES, NativeFold, NativeSources, folded_pages
+from klinesync.history.limits import USUAL_LIMITS
+from klinesync.history.native_folds import PAGE_CANDLES, NativeFold, NativeSources, folded_pages
 from klinesync.history.reading import Pages
 from support.derived_candles import derive
 from support.timeframes import DERIVED_OF_MINUTES
@@ -112,14 +113,14 @@ def test_one_reading_folds_a_bounded_number_of_parts_the_newest_ones(target: Tim
     end = target.floor(4_000_000_000)
     for part in native_parts(target, MINUTE):
         wanted = Span(max(target.ceil(0), target.shift(end, -buckets)), end)
-        span = NativeFold.newest(target, part, wanted).span
+        span = NativeFold.newest(target, part, wanted, USUAL_LIMITS.fold_parts).span
         assert (span.end, target.is_open(span.start)) == (wanted.end, True)
         assert wanted.start <= span.start < span.end
         if part == target:
             assert span == wanted
         else:
-            assert part.count(*span) <= MAX_PARTS * 31 / 30, "a month has 31 days at most"
-            assert span == wanted or part.count(*span) > MAX_PARTS / 2
+            assert part.count(*span) <= USUAL_LIMITS.fold_parts * 31 / 30, "a month has 31 days at most"
+            assert span == wanted or part.count(*span) > USUAL_LIMITS.fold_parts / 2
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_one_reading_folds_a_bounded_number_of_parts_the_newest_ones(target: Tim
     ],
 )
 def test_where_an_exchange_begins_is_concluded_from_the_parts(first: int | None, begins: int | None) -> None:
-    fold = NativeFold.newest(SERIES.timeframe, frame("15m"), Span(TURN, TURN + 10 * 2700))
+    fold = NativeFold.newest(SERIES.timeframe, frame("15m"), Span(TURN, TURN + 10 * 2700), USUAL_LIMITS.fold_parts)
     rows = [] if first is None else parts_of(fold.part, Span(first, fold.span.end))
     pages = asyncio.run(read(fold, rows))
     candles = [one for page in pages for one in page.candles]
@@ -143,7 +144,7 @@ def test_where_an_exchange_begins_is_concluded_from_the_parts(first: int | None,
 
 
 def test_an_unproved_hole_in_the_first_bucket_does_not_show_where_the_exchange_begins() -> None:
-    fold = NativeFold.newest(SERIES.timeframe, frame("15m"), Span(TURN, TURN + 2 * 2700))
+    fold = NativeFold.newest(SERIES.timeframe, frame("15m"), Span(TURN, TURN + 2 * 2700), USUAL_LIMITS.fold_parts)
     rows = [row for row in parts_of(fold.part, fold.span) if row.time != TURN + 900]
     (page,) = asyncio.run(read(fold, rows))
     assert [one.time for one in page.candles] == [TURN + 2700]

@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from klinesync.core.errors import UpstreamError
-from klinesync.exchanges.ccxt import turn_queue
-from klinesync.exchanges.ccxt.pace import BURST_S, Pace
+from klinesync.exchanges.ccxt.pace import Pace
+from klinesync.exchanges.ccxt.timings import TROUBLE, USUAL_TURNS, TurnTimings
 from klinesync.exchanges.ccxt.turn_queue import (
-    HELD_MOST_S,
     RETRY_AFTER_MOST_S,
-    TROUBLE,
     Kind,
     Outcome,
     Turn,
@@ -103,7 +101,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.waiting -= set(refused)
         for one in refused:
             held_s = self.queue.held_s(one.kind, self.now_s)
-            assert held_s > (0.0 if one.errand.urgency is Urgency.READ else HELD_MOST_S)
+            assert held_s > (0.0 if one.errand.urgency is Urgency.READ else USUAL_TURNS.held_most_s)
 
     @invariant()
     def counts_and_limits_hold(self) -> None:
@@ -170,9 +168,8 @@ def test_probes_that_are_given_up_come_no_faster_than_others() -> None:
     assert sent <= 60.0 / TROUBLE.initial_s
 
 
-def test_a_full_queue_gives_up_its_least_urgent_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn_queue, "MOST_WAITING", 2)
-    queue = TurnQueue(1)
+def test_a_full_queue_gives_up_its_least_urgent_request() -> None:
+    queue = TurnQueue(1, timings=TurnTimings(max_waiting=2))
     queue.join(Errand(Urgency.REPAIR), Kind.ROWS)
     deep = queue.join(Errand(Urgency.DEEP), Kind.ROWS)
     queue.join(Errand(Urgency.FILL), Kind.ROWS)
@@ -257,6 +254,6 @@ def test_a_request_waits_for_a_budget_that_is_paced_and_is_not_given_up_for_it()
     assert queue.impatient(0.0) == [], "a user waits for a while, too"
     wait_s = queue.wakes_s(0.0)
     assert wait_s is not None
-    assert wait_s == pytest.approx(40.0 / 2.0 - BURST_S)
+    assert wait_s == pytest.approx(40.0 / 2.0 - USUAL_TURNS.burst_s)
     assert queue.next(wait_s - 0.01) is None
     assert queue.next(wait_s + 0.01) is second

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.ccxt.rest import CONFIRM_S
 from klinesync.exchanges.ccxt.rows import LiveCandles, Row, read_page
+from klinesync.exchanges.ccxt.timings import USUAL_CCXT
 from klinesync.exchanges.ccxt.venue_margin import MAX_MARGIN_MS, DateClock, VenueMargin
 from support.thorough import examples
 
@@ -45,7 +45,7 @@ class LateVenue:
 
 
 @settings(max_examples=examples(60), deadline=None)
-@given(st.floats(0.0, 9.0), st.floats(2.0, CONFIRM_S), st.integers(0, 10_000), st.booleans())
+@given(st.floats(0.0, 9.0), st.floats(2.0, USUAL_CCXT.confirm_s), st.integers(0, 10_000), st.booleans())
 def test_after_ten_closes_none_is_told_wrong_and_a_wrong_one_is_right_soon(
     most_late_s: float, pause_s: float, seed: int, always: bool
 ) -> None:

@@ -10,7 +10,8 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.ccxt.entry import CcxtEntry
 from klinesync.exchanges.ccxt.installed import Ccxt
-from klinesync.exchanges.ccxt.pace import BURST_S, Pace
+from klinesync.exchanges.ccxt.pace import Pace
+from klinesync.exchanges.ccxt.timings import USUAL_TURNS
 from klinesync.exchanges.ccxt.turn_queue import Kind
 from klinesync.exchanges.ccxt.venues import FIT_SHARE, PACED_SHARE, VENUES, Polling, polling, venue
 from klinesync.exchanges.registry import ExchangeRegistry
@@ -116,4 +117,4 @@ def test_a_quiet_venue_lets_a_burst_pass_at_once() -> None:
         pace.spend(20.0, 1000.0)
     assert pace.held_s(1000.0) == 0.0
     pace.spend(20.0, 1000.0)
-    assert pace.held_s(1000.0) == pytest.approx(160 / 15 - BURST_S)
+    assert pace.held_s(1000.0) == pytest.approx(160 / 15 - USUAL_TURNS.burst_s)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klinesync.exchanges import whole_lists
-from klinesync.exchanges.whole_lists import BELIEVED_AFTER_S, MOST_GONE, MOST_GONE_SHARE, WholeLists
+from klinesync.exchanges.whole_lists import MOST_GONE, MOST_GONE_SHARE, USUAL_LISTS, WholeLists
 
 COUNTS = st.integers(0, 3000)
 
@@ -65,14 +65,16 @@ def test_an_exchange_that_gives_no_whole_list_is_asked_again_at_growing_interval
 def test_a_list_that_stays_shrunken_is_believed_in_the_end_and_an_empty_one_never() -> None:
     lists = WholeLists()
     lists.refusal(symbols(400), 0.0)
-    for at_s in (0.0, BELIEVED_AFTER_S / 2, BELIEVED_AFTER_S - 1.0):
+    for at_s in (0.0, USUAL_LISTS.believed_after_s / 2, USUAL_LISTS.believed_after_s - 1.0):
         assert lists.refusal(symbols(200), at_s) is not None
-    assert lists.refusal(symbols(100), BELIEVED_AFTER_S) is not None, "another part: the answers contradict each other"
-    assert lists.refusal(symbols(100), 2 * BELIEVED_AFTER_S - 1.0) is not None
-    assert lists.refusal(set(), 9 * BELIEVED_AFTER_S) is not None
-    assert lists.refusal(set(), 99 * BELIEVED_AFTER_S) is not None
-    assert lists.refusal(symbols(98), 100 * BELIEVED_AFTER_S) is not None
-    assert lists.refusal(symbols(99), 101 * BELIEVED_AFTER_S) is None
+    assert lists.refusal(symbols(100), USUAL_LISTS.believed_after_s) is not None, (
+        "another part: the answers contradict each other"
+    )
+    assert lists.refusal(symbols(100), 2 * USUAL_LISTS.believed_after_s - 1.0) is not None
+    assert lists.refusal(set(), 9 * USUAL_LISTS.believed_after_s) is not None
+    assert lists.refusal(set(), 99 * USUAL_LISTS.believed_after_s) is not None
+    assert lists.refusal(symbols(98), 100 * USUAL_LISTS.believed_after_s) is not None
+    assert lists.refusal(symbols(99), 101 * USUAL_LISTS.believed_after_s) is None
     assert lists.known == symbols(99)
 
 

@@ -18,7 +18,7 @@ from klinesync.exchanges.stamp_check import ASK_EVERY_S, ASK_TIMEOUT_S
 from klinesync.factor.graph import Said
 from klinesync.ingest.feed import MAX_HOLD_S
 from klinesync.ingest.liveness import STALE
-from klinesync.ingest.supervisor import TICK_S
+from klinesync.ingest.timings import USUAL_TIMINGS
 from klinesync.overlay.instruction import Instruction
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.memory import Memory
@@ -35,7 +35,7 @@ MOST_SENTENCES = 5
 
 # The longest time for which the service may hold back a closed candle: it waits for candles missing before it, and for
 # the exchange's time; then it wakes up, and writes. Delays of a slow or failing store are added.
-WAIT_MOST_S = MAX_HOLD_S + ASK_EVERY_S + ASK_TIMEOUT_S + 2 * TICK_S + 2.0
+WAIT_MOST_S = MAX_HOLD_S + ASK_EVERY_S + ASK_TIMEOUT_S + 2 * USUAL_TIMINGS.tick_s + 2.0
 # States that only a frame ends.
 ENDED = (*STALE, StreamState.SUBSCRIBED)
 # Tasks of an idle service: its own, and those of each connection to it.

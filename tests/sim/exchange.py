@@ -19,7 +19,7 @@ from klinesync.core.candle import Candle, agree
 from klinesync.core.derived import fold
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.audit import AUDIT_AGE_S
+from klinesync.ingest.timings import USUAL_AUDIT
 from klinesync.sim.clock import ExchangeClock
 from sim.scenario import EPOCH_S, FOLDED, Scenario
 from sim.virtual_loop import VirtualLoop
@@ -215,7 +215,7 @@ class SimulatedExchange:
         span."""
         scenario = self.scenario
         oldest = self.end_s - scenario.audit_candles * MINUTE_S
-        newest = self.end_s - AUDIT_AGE_S - 2 * MINUTE_S
+        newest = self.end_s - USUAL_AUDIT.age_s - 2 * MINUTE_S
         return bool(scenario.audit_interval_s) and oldest <= time <= newest and not self.forgot(series, time)
 
     def forgot(self, series: SeriesId, time: int) -> bool:

@@ -11,7 +11,7 @@ from random import Random
 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.audit import AUDIT_CANDLES
+from klinesync.ingest.timings import USUAL_AUDIT
 
 # The epoch is a multiple of a day, so that minutes count from midnight.
 EPOCH_S = 1_700_006_400
@@ -147,7 +147,7 @@ class Scenario:
     @property
     def audit_candles(self) -> int:
         """Candles of an audit: a few pages."""
-        return min(AUDIT_CANDLES, 8 * self.rest_page)
+        return min(USUAL_AUDIT.candles, 8 * self.rest_page)
 
     def __str__(self) -> str:
         faults = " ".join(

@@ -16,16 +16,23 @@ from fastapi import WebSocket
 from klinesync.core.errors import StoreError
 from klinesync.exchanges.binance.entry import BinanceEntry
 from klinesync.exchanges.binance.requests import MarketRoutes
+from klinesync.exchanges.binance.streams import HEALTHY_S
+from klinesync.exchanges.binance.timings import USUAL_STREAMS, StreamTimings
+from klinesync.exchanges.binance.weight import WEIGHTS, MarketWeights
 from klinesync.history.pending import USUAL_RETRIES
+from klinesync.ingest.timings import FRUITLESS, RESUBSCRIBE, AuditLimits, FollowTimings
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.market.ws_routes import market_socket
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
+from klinesync.ws.hub import ClientLimits
+from sim.exchange import MINUTE_S
 from sim.network import CALM, Network, Session
 from sim.plugins import INDICATORS
 from sim.scenario import EPOCH_S, Scenario
@@ -138,7 +145,7 @@ class Service:
                 VirtualClock(self._loop, EPOCH_S),
                 Random(f"service {self._scenario.seed} {self._number}"),
                 bulkheads,
-                RETRIES,
+                tuning_of(self._scenario),
             ),
             database=store,
             entries=[self._entry()],
@@ -158,7 +165,13 @@ class Service:
             "futures": MarketRoutes("http://exchange", "/fapi/v1", page),
         }
         urls = {"spot": "ws://exchange", "futures": "ws://exchange"}
-        return BinanceEntry(routes, urls, http=lambda: Session(self._network, self.process))
+        return BinanceEntry(
+            routes,
+            urls,
+            http=lambda: Session(self._network, self.process),
+            streams=streams_of(self._scenario),
+            weights=weights_of(self._scenario),
+        )
 
     def accept(self, websocket: WebSocket, name: str) -> asyncio.Task[None]:
         """Serve a client's connection, as the web server would."""
@@ -185,6 +198,40 @@ class Service:
             if self.store._reader is not None:
                 self.store._reader.close()
             self.store._file.close()
+
+
+def tuning_of(scenario: Scenario) -> Tuning:
+    """The service's limits and timings in that scenario: small, so that they are reached."""
+    follow = FollowTimings(
+        # Fruitless needs are requested once more before the calm is over. (More often, and a connection would never
+        # live long enough to deliver anything.)
+        resubscribe=replace(RESUBSCRIBE, most_s=1.5 * HEALTHY_S),
+        fruitless=replace(FRUITLESS, most_s=MOST_WAIT_S),
+    )
+    if scenario.speed == 1.0:
+        # A stream of a real exchange brings something every second, these a few times a minute.
+        follow = replace(follow, clock_age_s=15.0)
+    return Tuning(
+        follow=follow,
+        audit=AuditLimits(candles=scenario.audit_candles),
+        retries=RETRIES,
+        clients=ClientLimits(max_messages=scenario.outbox_max_messages, catch_up_candles=scenario.catch_up_max_candles),
+    )
+
+
+def streams_of(scenario: Scenario) -> StreamTimings:
+    """When stream connections are replaced in that scenario: before the exchange ends them."""
+    if not scenario.faults.lifetime:
+        return USUAL_STREAMS
+    lifetime_s = scenario.faults.lifetime * MINUTE_S
+    return StreamTimings(rotate_after_s=(0.4 * lifetime_s, 0.6 * lifetime_s))
+
+
+def weights_of(scenario: Scenario) -> Mapping[str, MarketWeights]:
+    """What each market allows in that scenario."""
+    if not scenario.faults.weight:
+        return WEIGHTS
+    return {market: replace(weights, limit=scenario.faults.weight) for market, weights in WEIGHTS.items()}
 
 
 def flags_of(scenario: Scenario, path: Path) -> RuntimeFlags:

@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.binance import streams as binance_ws
-from klinesync.ingest import followed, supervisor
-from klinesync.market import runtime
+from klinesync.exchanges.binance.timings import RECONNECT, StreamTimings
+from klinesync.ingest.timings import FRUITLESS, FollowTimings
 from klinesync.market.runtime import MarketRuntime
+from klinesync.market.tuning import Tuning
 from klinesync.runtime.http_client import WebSocket
 from sim.http import Answer
 from sim.scenario import EPOCH_S
@@ -55,15 +55,13 @@ class IdleExchange:
 
 
 def test_days_without_streams_and_without_candles_do_not_end_the_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module, name in (
-        (runtime, "STORE_PROBE_S"),
-        (supervisor, "TICK_S"),
-    ):
-        monkeypatch.setattr(module, name, 45.0)
-    monkeypatch.setattr(followed, "FRUITLESS", replace(followed.FRUITLESS, most_s=45.0))
-    monkeypatch.setattr(binance_ws, "RECONNECT", replace(binance_ws.RECONNECT, most_s=45.0))
+    tuning = Tuning(
+        store_probe_s=45.0,
+        follow=FollowTimings(tick_s=45.0, fruitless=replace(FRUITLESS, most_s=45.0)),
+        binance_streams=StreamTimings(reconnect=replace(RECONNECT, most_s=45.0)),
+    )
     caplog.set_level(logging.CRITICAL, "klinesync")  # the same message each time
     loop = VirtualLoop()
     exchange = IdleExchange(loop)
@@ -71,6 +69,7 @@ def test_days_without_streams_and_without_candles_do_not_end_the_service(
     async def live(_: MarketRuntime) -> None:
         await asyncio.sleep(LONG_S)
 
-    run_beside(exchange, loop, tmp_path / "store.sqlite", live, whitelist=str(SERIES), audit_interval_s=0)
+    store = tmp_path / "store.sqlite"
+    run_beside(exchange, loop, store, live, tuning=tuning, whitelist=str(SERIES), audit_interval_s=0)
     assert exchange.connects > 1024
     assert exchange.pages > 1024

@@ -32,6 +32,7 @@ from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from sim.scenario import EPOCH_S
 from sim.virtual_loop import Process, VirtualClock, VirtualLoop
+from support.pauses import no_pause
 from venues.market import Candles, Pair, Quiet
 
 Found = TypeVar("Found")
@@ -385,7 +386,7 @@ class _Serving:
             startup_kline_sync_target_candles=30,
             ondemand_idle_ttl_s=20.0,
         )
-        world._store = InThreadSqliteDatabase(world._path, pause=_no_pause)
+        world._store = InThreadSqliteDatabase(world._path, pause=no_pause)
         self._runtime = build_market_runtime(
             flags,
             Surroundings(VirtualClock(loop, EPOCH_S), random.Random(f"service {world.schedule.seed}"), self._bulkheads),
@@ -401,10 +402,6 @@ class _Serving:
         await self._runtime.__aexit__(None, None, None)
         if self._bulkheads.counts:
             self._world.ended.wrong.append(f"defects: {dict(self._bulkheads.counts)}")
-
-
-async def _no_pause() -> None:
-    """The disk is fast."""
 
 
 def peak(asked: Sequence[float], window_s: float = 60.0) -> int:

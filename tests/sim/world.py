@@ -26,9 +26,6 @@ from unittest import mock
 from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.binance import weight
-from klinesync.exchanges.binance.streams import HEALTHY_S
-from klinesync.ingest import followed, liveness
 from klinesync.ingest.liveness import STALE
 from klinesync.pipelines import ledger_step
 from klinesync.runtime import clock
@@ -575,9 +572,7 @@ def _quiet_surroundings(world: World) -> Iterator[None]:
     gc.disable()
     try:
         with ExitStack() as stack:
-            for name, value in (
-                _limits(world.scenario) | _plugins(world.trouble) | {"runtime.clock.time": NoTime(world)}
-            ).items():
+            for name, value in (LIMITS | _plugins(world.trouble) | {"runtime.clock.time": NoTime(world)}).items():
                 stack.enter_context(mock.patch(f"klinesync.{name}", value))
             yield
     finally:
@@ -609,35 +604,15 @@ class NoTime:
         return time.time() if threading.get_ident() != self._thread else self.monotonic()
 
 
-def _limits(scenario: Scenario) -> dict[str, object]:
-    """The service's limits in that scenario."""
-    limits: dict[str, object] = {
-        "ws.hub.OUTBOX_MAX_MESSAGES": scenario.outbox_max_messages,
-        "ws.session.CATCH_UP_MAX_CANDLES": scenario.catch_up_max_candles,
-        "market_data.read_services.CATCH_UP_MAX_CANDLES": scenario.catch_up_max_candles,
-        "ingest.audit.AUDIT_CANDLES": scenario.audit_candles,
-        # Fruitless needs are requested once more before the calm is over. (More often, and a connection would never
-        # live long enough to deliver anything.)
-        "ingest.liveness.RESUBSCRIBE": replace(liveness.RESUBSCRIBE, most_s=1.5 * HEALTHY_S),
-        "ingest.followed.FRUITLESS": replace(followed.FRUITLESS, most_s=MOST_WAIT_S),
-        # Few candles have many checkpoints, and indicators are anchored often.
-        "pipelines.factor_states.CHECKPOINT_CANDLES": 8,
-        "pipelines.factor_states.KEPT_CHECKPOINTS": 3,
-        "pipelines.ledger_step.RETRY": replace(ledger_step.RETRY, most_s=MOST_WAIT_S),
-        "factor.indicator.MIN_CHUNK": 8,
-        "factor.indicator.CHUNK_PERIODS": 4,
-    }
-    if scenario.speed == 1.0:
-        # A stream of a real exchange sends something every second, these a few times a minute.
-        limits["ingest.market_watch.CLOCK_AGE_S"] = 15.0
-    if scenario.faults.lifetime:
-        lifetime_s = scenario.faults.lifetime * MINUTE_S
-        limits["exchanges.binance.streams.ROTATE_AFTER_S"] = (0.4 * lifetime_s, 0.6 * lifetime_s)
-    if scenario.faults.weight:
-        limits["exchanges.binance.requests.WEIGHTS"] = {
-            market: replace(weights, limit=scenario.faults.weight) for market, weights in weight.WEIGHTS.items()
-        }
-    return limits
+# Limits of the service that are constants of its modules: small, so that they are reached.
+LIMITS: dict[str, object] = {
+    # Few candles have many checkpoints, and indicators are anchored often.
+    "pipelines.factor_states.CHECKPOINT_CANDLES": 8,
+    "pipelines.factor_states.KEPT_CHECKPOINTS": 3,
+    "pipelines.ledger_step.RETRY": replace(ledger_step.RETRY, most_s=MOST_WAIT_S),
+    "factor.indicator.MIN_CHUNK": 8,
+    "factor.indicator.CHUNK_PERIODS": 4,
+}
 
 
 def _plugins(trouble: Trouble) -> dict[str, object]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from klinesync.market.app import bind, create_app, create_server
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import USUAL_TUNING, Tuning
 from klinesync.runtime.flags import load_flags
 from klinesync.sim.server import SimServer
 
@@ -42,9 +43,10 @@ class Service:
             return response.status, await response.json()
 
 
-def retrying(initial_s: float, most_s: float = 300.0) -> Surroundings:
-    """Surroundings in which a failed request of history is retried after `initial_s`, doubled each time."""
-    return Surroundings(retries=RetryPolicy(Backoff(initial_s, most_s)))
+def retrying(initial_s: float, most_s: float = 300.0, tuning: Tuning = USUAL_TUNING) -> Surroundings:
+    """Surroundings in which a failed request of history is retried after `initial_s`, doubled each time.
+    `tuning`: all other limits and timings."""
+    return Surroundings(tuning=replace(tuning, retries=RetryPolicy(Backoff(initial_s, most_s))))
 
 
 @asynccontextmanager
@@ -58,7 +60,7 @@ async def running_service(
 ) -> AsyncIterator[Service]:
     """A service on `store`, following `exchange`; without an exchange nothing is followed, and the exchange is
     unreachable. `other`: an entry of the registry in addition to those of the flags. `around`: its clock, jitter and
-    retries."""
+    tuning."""
     nowhere = "127.0.0.1:9"
     rest_url = f"http://{nowhere}" if exchange is None else exchange.http_url
     ws_url = f"ws://{nowhere}" if exchange is None else exchange.ws_url

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimServer
 from support.running_service import Service
-
-# Longest wait, in seconds, also on a loaded machine.
-PATIENCE_S = 60.0
+from support.waiting import PATIENCE_S, until
 
 
 def plain(series: SeriesId) -> str:
@@ -44,16 +42,6 @@ def truth(exchange: SimServer, series: SeriesId, times: Iterable[int]) -> list[C
     listings = exchange.exchange.spot if series.market == "spot" else exchange.exchange.futures
     rows = (listings[name].minute(time) for time in times)
     return [Candle(row.time, row.open, row.high, row.low, row.close, row.volume) for row in rows if row is not None]
-
-
-async def until(holds: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Wait for a condition."""
-    try:
-        async with asyncio.timeout(patience_s):
-            while not holds():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"not within {patience_s:g} s: {what}") from None
 
 
 async def passed(exchange: SimServer, seconds: float) -> None:

@@ -10,11 +10,12 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, HistoryPage
-from klinesync.ingest.audit import AUDIT_AGE_S, AUDIT_CANDLES, Audit
+from klinesync.ingest.audit import Audit
+from klinesync.ingest.timings import USUAL_AUDIT
 from klinesync.pipelines.submissions import Empty
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
-NOW_S = 60 * 1000 + AUDIT_AGE_S
+NOW_S = 60 * 1000 + USUAL_AUDIT.age_s
 ReadHistory = Callable[[SeriesId, int, Errand, int | None], AsyncGenerator[HistoryPage, None]]
 Submit = Callable[[SeriesId, Sequence[Candle], str, Empty], Awaitable[Applied]]
 
@@ -70,9 +71,9 @@ async def look_at(stored: Span | None) -> list[tuple[int, int | None]]:
     ("stored", "asked"),
     [
         (None, []),
-        (Span(0, 60 * 2000), [(60 * (1000 - AUDIT_CANDLES), 60 * 1000)]),
+        (Span(0, 60 * 2000), [(60 * (1000 - USUAL_AUDIT.candles), 60 * 1000)]),
         (Span(60 * 990, 60 * 2000), [(60 * 990, 60 * 1000)]),
-        (Span(0, 60 * 500), [(60 * (500 - AUDIT_CANDLES), 60 * 500)]),
+        (Span(0, 60 * 500), [(60 * (500 - USUAL_AUDIT.candles), 60 * 500)]),
         (Span(60 * 999, 60 * 1001), [(60 * 999, 60 * 1000)]),
         (Span(60 * 1000, 60 * 1001), []),
     ],

@@ -8,16 +8,15 @@ from hypothesis import strategies as st
 from klinesync.market.bodies import (
     BUSY,
     MAX_BODY_BYTES,
-    MIN_BYTES_PER_S,
-    PATIENCE_S,
-    SPEED_WINDOW_S,
-    STALL_TIMEOUT_S,
     TOO_LARGE,
-    TOO_SLOW,
     Body,
     BodyBudget,
+    too_slow,
 )
 from klinesync.market.error_codes import SHUTTING_DOWN
+from klinesync.market.limits import USUAL_BODIES, BodyLimits
+
+TOO_SLOW = too_slow(USUAL_BODIES)
 
 
 def begun(budget: BodyBudget, now_s: float, declared: int = 0) -> Body:
@@ -30,7 +29,7 @@ def test_a_body_that_stalls_is_too_slow_at_the_deadline_and_not_before() -> None
     budget = BodyBudget()
     body = begun(budget, 0.0)
     assert budget.take(body, 10_000, 1.0) is None
-    assert body.deadline_s == 1.0 + STALL_TIMEOUT_S
+    assert body.deadline_s == 1.0 + USUAL_BODIES.stall_timeout_s
     assert budget.take(body, 0, body.deadline_s - 0.01) is None
     assert budget.take(body, 0, body.deadline_s) == TOO_SLOW
     assert budget.size == 0
@@ -42,8 +41,8 @@ def test_a_byte_a_second_is_too_slow_and_a_phone_on_a_slow_line_is_not() -> None
     ends = []
     for second in range(1, 121):
         ends.append(drip.take(dripping, 1, float(second)))
-        assert phone.take(slow, 2 * MIN_BYTES_PER_S, float(second)) is None
-    assert ends.index(TOO_SLOW) + 1 == SPEED_WINDOW_S
+        assert phone.take(slow, 2 * USUAL_BODIES.bytes_per_s, float(second)) is None
+    assert ends.index(TOO_SLOW) + 1 == USUAL_BODIES.speed_window_s
 
 
 def test_a_body_that_was_quick_at_first_is_too_slow_later() -> None:
@@ -55,7 +54,7 @@ def test_a_body_that_was_quick_at_first_is_too_slow_later() -> None:
 
 
 def test_in_a_full_budget_the_slowest_body_and_new_ones_are_refused() -> None:
-    budget = BodyBudget(max_bytes=1000)
+    budget = BodyBudget(BodyLimits(bytes_in_flight=1000))
     slow, quick = begun(budget, 0.0), begun(budget, 8.0)
     assert budget.take(slow, 500, 9.0) is None
     assert budget.take(quick, 400, 9.0) is None
@@ -69,15 +68,15 @@ def test_in_a_full_budget_the_slowest_body_and_new_ones_are_refused() -> None:
 
 
 def test_a_new_body_does_not_end_bodies_that_began_recently() -> None:
-    budget = BodyBudget(max_bytes=1000)
+    budget = BodyBudget(BodyLimits(bytes_in_flight=1000))
     bodies = [begun(budget, 0.0) for _ in range(2)]
     assert [budget.take(body, 500, 0.1) for body in bodies] == [None, None]
-    assert budget.begin(0, PATIENCE_S - 0.1) == BUSY
+    assert budget.begin(0, USUAL_BODIES.patience_s - 0.1) == BUSY
     assert [body.ended for body in bodies] == [None, None]
 
 
 def test_bytes_beyond_the_budget_end_the_slowest_arriving_body() -> None:
-    budget = BodyBudget(max_bytes=1000)
+    budget = BodyBudget(BodyLimits(bytes_in_flight=1000))
     whole, slow, quick = begun(budget, 0.0), begun(budget, 0.0), begun(budget, 5.0)
     budget.take(whole, 300, 1.0)
     whole.arriving = False
@@ -106,7 +105,7 @@ def test_at_the_stop_arriving_bodies_are_refused_and_complete_ones_answered() ->
     )
 )
 def test_the_budget_is_the_sum_of_its_bodies_and_is_never_exceeded(steps: list[tuple[str, int, int]]) -> None:
-    budget, bodies, now_s = BodyBudget(max_bytes=2000), list[Body](), 0.0
+    budget, bodies, now_s = BodyBudget(BodyLimits(bytes_in_flight=2000)), list[Body](), 0.0
     for step, which, size in steps:
         now_s += 0.5
         if step == "begin":

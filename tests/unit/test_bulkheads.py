@@ -8,7 +8,6 @@ import logging
 import pytest
 
 from klinesync.core.backoff import Backoff
-from klinesync.runtime import bulkheads
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
 
@@ -16,13 +15,13 @@ class Unexpected(Exception):
     """An exception that no code catches by name."""
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulkheads, "RESTART", Backoff(0.001, 30.0))
+def quick_bulkheads() -> Bulkheads:
+    """Bulkheads with short pauses."""
+    return Bulkheads(restart=Backoff(0.001, 30.0))
 
 
 async def test_a_defect_ends_its_own_task_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    parts = Bulkheads()
+    parts = quick_bulkheads()
     went_on = asyncio.Event()
 
     async def breaks() -> None:
@@ -42,7 +41,7 @@ async def test_a_defect_ends_its_own_task_and_no_other(caplog: pytest.LogCapture
 
 
 async def test_a_long_lived_part_is_mended_and_restarted() -> None:
-    parts, steps = Bulkheads(), list[str]()
+    parts, steps = quick_bulkheads(), list[str]()
 
     async def work() -> None:
         steps.append("work")
@@ -56,7 +55,7 @@ async def test_a_long_lived_part_is_mended_and_restarted() -> None:
 
 
 async def test_a_defect_in_a_mend_ends_nothing() -> None:
-    parts = Bulkheads()
+    parts = quick_bulkheads()
 
     def mend() -> None:
         raise Unexpected("in the mend")
@@ -67,7 +66,7 @@ async def test_a_defect_in_a_mend_ends_nothing() -> None:
 
 
 async def test_cancellation_is_no_defect() -> None:
-    parts = Bulkheads()
+    parts = quick_bulkheads()
 
     async def work() -> None:
         await asyncio.Event().wait()
@@ -81,7 +80,7 @@ async def test_cancellation_is_no_defect() -> None:
 
 
 async def test_a_part_whose_awaited_task_was_cancelled_is_restarted() -> None:
-    parts, rounds = Bulkheads(), list[int]()
+    parts, rounds = quick_bulkheads(), list[int]()
 
     async def work() -> None:
         rounds.append(1)
@@ -97,7 +96,7 @@ async def test_a_part_whose_awaited_task_was_cancelled_is_restarted() -> None:
 
 
 async def test_one_trace_a_kind_and_minute_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    parts = Bulkheads()
+    parts = quick_bulkheads()
     for _ in range(100):
         with parts.contained(Part.CLIENT, "message"):
             raise Unexpected
@@ -109,7 +108,7 @@ async def test_one_trace_a_kind_and_minute_is_logged(caplog: pytest.LogCaptureFi
 
 
 async def test_the_age_of_the_last_defect_of_a_part_is_known() -> None:
-    parts = Bulkheads()
+    parts = quick_bulkheads()
     with parts.contained(Part.CLIENT, "message"):
         raise Unexpected
     later_s = asyncio.get_running_loop().time() + 100.0

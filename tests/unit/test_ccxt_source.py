@@ -17,11 +17,11 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.ccxt import rest as ccxt_rest
-from klinesync.exchanges.ccxt import streams as ccxt_streams
 from klinesync.exchanges.ccxt.client import CcxtClient
 from klinesync.exchanges.ccxt.exchange import CcxtExchange
 from klinesync.exchanges.ccxt.rows import Row
 from klinesync.exchanges.ccxt.thread import CcxtThread
+from klinesync.exchanges.ccxt.timings import CcxtTimings
 from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
 
@@ -31,10 +31,8 @@ MARGIN_S = 2.0
 WAIT_S = 30.0
 
 
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No wait before the time is requested again."""
-    monkeypatch.setattr(ccxt_rest, "ASK_TIME_EVERY_S", 0.0)
+# No wait before the time is requested again.
+AT_ONCE = CcxtTimings(ask_time_every_s=0.0, poll_least_s=0.05, begin_again=Backoff(0.1, 0.2, jitter=0.5))
 
 
 def row(minute: int) -> Row:
@@ -113,7 +111,7 @@ async def source_of(
         final_margin_s=MARGIN_S,
         monotonic=clock,
         rng=random.Random(1),
-        poll_least_s=0.05,
+        timings=AT_ONCE,
     )
     try:
         yield source
@@ -278,7 +276,7 @@ async def test_a_quiet_exchange_without_a_time_or_dates_is_asked_for_rows_no_mor
         for _ in range(120):  # a minute, in which nothing is traded
             now_s += 0.5
             await source.now_ms("spot")
-        assert len(exchange.asked) - asked == 60.0 / ccxt_rest.ASK_DATE_EVERY_S
+        assert len(exchange.asked) - asked == 60.0 / AT_ONCE.ask_date_every_s
         asked = len(exchange.asked)
         for _ in range(60):  # polls report the same
             now_s += 1.0
@@ -294,10 +292,10 @@ async def test_polls_make_room_for_closes_and_a_close_is_looked_at_again_however
         pauses: list[float] = []
         for source.polled in (1, 10, 20, 24, 100):
             pauses.append(source.pause_s(BTC, can))
-            assert source.pause_s(BTC, can, confirms=True) <= ccxt_rest.CONFIRM_S * 1.1
+            assert source.pause_s(BTC, can, confirms=True) <= AT_ONCE.confirm_s * 1.1
         assert pauses[0] < 4.0
-        assert 10 * 1.0 / ccxt_rest.POLL_SHARE * 0.9 < pauses[1] < pauses[2] < ccxt_rest.POLL_MOST_S * 1.1
-        assert all(pause_s > ccxt_rest.POLL_MOST_S * 0.9 for pause_s in pauses[2:]), "closes are all that is asked for"
+        assert 10 * 1.0 / ccxt_rest.POLL_SHARE * 0.9 < pauses[1] < pauses[2] < AT_ONCE.poll_most_s * 1.1
+        assert all(pause_s > AT_ONCE.poll_most_s * 0.9 for pause_s in pauses[2:]), "closes are all that is asked for"
 
 
 async def test_a_series_without_trades_is_quiet_from_its_first_page_on() -> None:
@@ -319,11 +317,7 @@ async def test_a_series_without_trades_is_quiet_from_its_first_page_on() -> None
         await asyncio.wait([task])
 
 
-async def test_a_stream_that_is_refused_is_polled_for_and_said_to_be_back_with_its_first_push(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ccxt_streams, "BEGIN_AGAIN", Backoff(0.1, 0.2, jitter=0.5))
-
+async def test_a_stream_that_is_refused_is_polled_for_and_said_to_be_back_with_its_first_push() -> None:
     class Refused(Fake):
         refuses = True
 

@@ -5,25 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 
-import pytest
-
-from klinesync.exchanges import comeback
 from klinesync.exchanges.comeback import Comeback
 
 LONG_S = 3600.0
-
-
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comeback, "PROBE_MOST_S", 0.01)
-    monkeypatch.setattr(comeback, "FOLLOW_WITHIN_S", 0.01)
 
 
 class Exchange:
     """Connections of one market that retry, each with a backoff of an hour."""
 
     def __init__(self) -> None:
-        self.comeback = Comeback(random.Random(1))
+        self.comeback = Comeback(random.Random(1), probe_most_s=0.01, follow_within_s=0.01)
         self.there = False
         self.tries: list[int] = []
         self.carried: set[int] = set()

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import apsw
-import pytest
 
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
@@ -19,6 +18,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.history import queue as history_queue
 from klinesync.history.board import BackfillBoard
+from klinesync.history.limits import USUAL_LIMITS, HistoryLimits
 from klinesync.history.missing import Reason
 from klinesync.history.pending import USUAL_RETRIES, RetryPolicy
 from klinesync.history.ports import HistoryPorts
@@ -30,6 +30,7 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from support.fake_exchange import FakeExchange, registry_of
+from support.pauses import one_step
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -95,7 +96,11 @@ class World:
     """A store, its writer, and the coverage on top of both."""
 
     def __init__(
-        self, database: InThreadSqliteDatabase, exchange: Exchange, retries: RetryPolicy = USUAL_RETRIES
+        self,
+        database: InThreadSqliteDatabase,
+        exchange: Exchange,
+        retries: RetryPolicy = USUAL_RETRIES,
+        bounds: HistoryLimits = USUAL_LIMITS,
     ) -> None:
         self.database = database
         self.exchange = exchange
@@ -118,6 +123,7 @@ class World:
             watch=self.board.watch(),
             rng=random.Random(1),
             retries=retries,
+            limits=bounds,
             now_s=lambda series: NOW_S,
         )
         tails = Tails(
@@ -163,13 +169,13 @@ class World:
 
 @asynccontextmanager
 async def world_on(
-    path: Path, fail: Callable[[], None] | None = None, retries: RetryPolicy = USUAL_RETRIES
+    path: Path,
+    fail: Callable[[], None] | None = None,
+    retries: RetryPolicy = USUAL_RETRIES,
+    bounds: HistoryLimits = USUAL_LIMITS,
 ) -> AsyncIterator[World]:
-    async def pause() -> None:
-        await asyncio.sleep(0)
-
-    async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause, before_commit=fail) as database:
-        world = World(database, Exchange(), retries)
+    async with InThreadSqliteDatabase(path / "store.sqlite", pause=one_step, before_commit=fail) as database:
+        world = World(database, Exchange(), retries, bounds)
         parts = (world.pipeline, world.history)
         tasks = [asyncio.create_task(part.run()) for part in parts]
         try:
@@ -234,9 +240,7 @@ async def test_an_unknown_exchange_time_is_requested_once_in_a_cooldown(tmp_path
         assert world.exchange.asked == [(ETH, 950)]
 
 
-async def test_retry_after_of_the_exchange_delays_the_retry_of_a_tail(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_retry_after_of_the_exchange_delays_the_retry_of_a_tail(tmp_path: Path) -> None:
     async with world_on(tmp_path, retries=AT_ONCE) as world:
         world.exchange.trouble = [UpstreamError("banned", 418, retry_after_s=3600.0)]
         await world.read(BTC)
@@ -250,9 +254,7 @@ async def test_retry_after_of_the_exchange_delays_the_retry_of_a_tail(
         assert world.exchange.looked_up == 2
 
 
-async def test_a_stored_series_of_an_unlisted_symbol_polls_the_list_seldom(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stored_series_of_an_unlisted_symbol_polls_the_list_seldom(tmp_path: Path) -> None:
     async with world_on(tmp_path, retries=AT_ONCE) as world:
         world.exchange.gone.add(BTC)
         await world.write(BTC, range(900, 905))
@@ -268,9 +270,7 @@ async def test_a_stored_series_of_an_unlisted_symbol_polls_the_list_seldom(
         assert BTC not in [series for series, _ in world.exchange.asked]
 
 
-async def test_an_interrupted_tail_leaves_a_prefix_and_the_part_beyond_the_limit_is_healed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_interrupted_tail_leaves_a_prefix_and_the_part_beyond_the_limit_is_healed(tmp_path: Path) -> None:
     async with world_on(tmp_path, retries=AT_ONCE) as world:
         await world.write(BTC, range(900, 905))
         answer = world.exchange.history
@@ -293,9 +293,7 @@ async def test_an_interrupted_tail_leaves_a_prefix_and_the_part_beyond_the_limit
         assert prefix == [*range(900, 905), *range(950, 960)]
 
 
-async def test_after_a_failed_write_a_later_read_requests_the_tail_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_after_a_failed_write_a_later_read_requests_the_tail_again(tmp_path: Path) -> None:
     full = True
 
     def fail() -> None:
@@ -312,12 +310,11 @@ async def test_after_a_failed_write_a_later_read_requests_the_tail_again(
 
 
 async def test_waiting_tails_are_limited_and_a_later_read_requests_a_refused_tail_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(history_queue, "MAX_NEEDS", 3)
     at_once = history_queue.MAX_AT_ONCE + history_queue.MAX_URGENT_AT_ONCE
     names = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(at_once + 5)]
-    async with world_on(tmp_path) as world:
+    async with world_on(tmp_path, bounds=HistoryLimits(needs=3)) as world:
         world.exchange.open.clear()
         for series in names[:at_once]:
             await world.read(series)

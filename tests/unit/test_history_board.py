@@ -128,11 +128,8 @@ def test_two_readers_of_one_series_do_not_disturb_each_other(wall: Wall) -> None
     assert board.report(BTC, 120).reason == "declared gap", "of those that are over the one that began last"
 
 
-def test_the_oldest_finished_readings_are_evicted_and_running_ones_are_not(
-    wall: Wall, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(board_module, "MAX_FINISHED", 3)
-    board = BackfillBoard(wall)
+def test_the_oldest_finished_readings_are_evicted_and_running_ones_are_not(wall: Wall) -> None:
+    board = BackfillBoard(wall, max_finished=3)
     tail = board.watch()
     tail.began(BTC, Span(0, 600), "tail")
     others = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(5)]

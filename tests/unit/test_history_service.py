@@ -20,9 +20,9 @@ from klinesync.core.gaps import Gap, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.exchanges.exchange import Errand, HistoryPage, Reach, Urgency
-from klinesync.history import memory, pieces, service
 from klinesync.history import queue as history_queue
 from klinesync.history.board import BackfillBoard
+from klinesync.history.limits import USUAL_LIMITS, HistoryLimits
 from klinesync.history.missing import Need, Reason
 from klinesync.history.pending import Pending, RetryPolicy
 from klinesync.history.ports import HistoryPorts
@@ -35,6 +35,7 @@ from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.pipelines.submissions import Empty
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.storage.sqlite import InThreadSqliteDatabase
+from support.pauses import one_step
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -96,6 +97,7 @@ class Exchange:
             self.at_once -= 1
 
 
+SMALL = HistoryLimits(piece_candles=25, page_candles=PAGE, store_retry_s=0.02)
 QUICK = RetryPolicy(Backoff(0.05, 6 * 3600.0, jitter=0.25))
 
 
@@ -109,6 +111,7 @@ class World:
         shelves: Sequence[Shelf] = (),
         oldest: int | None = None,
         retries: RetryPolicy = QUICK,
+        limits: HistoryLimits = SMALL,
     ) -> None:
         self.database = database
         self.ahead_s = 0.0  # seconds by which the clock has jumped
@@ -127,6 +130,7 @@ class World:
                 reach=lambda _: None if oldest is None else Reach(60 * oldest, "it keeps the newest few"),
                 rng=random.Random(1),
                 retries=retries,
+                limits=limits,
                 monotonic=lambda: SYSTEM_CLOCK.monotonic_s() + self.ahead_s,
             )
         )
@@ -160,12 +164,10 @@ async def world_on(
     shelves: Sequence[Shelf] = (),
     oldest: int | None = None,
     retries: RetryPolicy = QUICK,
+    limits: HistoryLimits = SMALL,
 ) -> AsyncIterator[World]:
-    async def pause() -> None:
-        await asyncio.sleep(0)
-
-    async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause, before_commit=fail) as database:
-        world = World(database, exchange, shelves, oldest, retries)
+    async with InThreadSqliteDatabase(path / "store.sqlite", pause=one_step, before_commit=fail) as database:
+        world = World(database, exchange, shelves, oldest, retries, limits)
         tasks = [asyncio.create_task(world.pipeline.run()), asyncio.create_task(world.healing.run())]
         try:
             yield world
@@ -175,13 +177,6 @@ async def world_on(
             await asyncio.wait(tasks)
             for task in tasks:
                 assert task.cancelled(), task
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_CANDLES", 25)
-    monkeypatch.setattr(pieces, "PAGE_CANDLES", PAGE)
-    monkeypatch.setattr(service, "STORE_RETRY_S", 0.02)
 
 
 async def test_declared_gaps_are_filled_or_confirmed_empty_and_not_requested_again_after_a_restart(
@@ -451,7 +446,7 @@ async def test_the_status_of_a_need_has_its_attempts_last_answer_and_next_try(tm
 
 
 async def test_a_proof_that_nothing_is_before_the_first_candle_counts_until_it_expires(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     exchange = Exchange(range(7, 100))
     async with world_on(tmp_path, exchange) as world:
@@ -464,14 +459,13 @@ async def test_a_proof_that_nothing_is_before_the_first_candle_counts_until_it_e
         await world.settled(BTC)
         assert await world.minutes(BTC) == list(range(7, 95))
         assert world.healing.nothing_before(BTC) == span(2, 7)
-        monkeypatch.setattr(memory, "NOTHING_BEFORE_TTL_S", 0.0)
+        world.ahead_s += USUAL_LIMITS.nothing_before_ttl_s
         assert world.healing.nothing_before(BTC) is None
 
 
-async def test_remembered_beginnings_of_series_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "MAX_REMEMBERED", 1)
+async def test_remembered_beginnings_of_series_are_limited(tmp_path: Path) -> None:
     exchange = Exchange(range(7, 100))
-    async with world_on(tmp_path, exchange) as world:
+    async with world_on(tmp_path, exchange, limits=replace(SMALL, remembered=1)) as world:
         for series in (BTC, ETH):
             await world.write(series, range(7, 20))
             world.healing.submit(older(series, span(2, 7), "read", Urgency.READ))

@@ -10,8 +10,12 @@ import pytest
 
 from klinesync.core.errors import UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.market_data import known_series
-from klinesync.market_data.known_series import LEAST_TIMEOUT_S, MAX_REQUESTS, TIMEOUT_S, KnownSeries
+from klinesync.market_data.known_series import (
+    LEAST_TIMEOUT_S,
+    USUAL_KNOWN,
+    KnownLimits,
+    KnownSeries,
+)
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from sim.virtual_loop import VirtualLoop
 
@@ -59,7 +63,7 @@ def test_a_market_that_never_answers_costs_one_timeout_and_does_not_affect_other
         exchange = Exchange()
         exchange.answers["futures"].set()
         known = KnownSeries(exchange.knows, Bulkheads(), asyncio.get_running_loop().time)
-        assert await waited_s(known, BTC) == pytest.approx(TIMEOUT_S)
+        assert await waited_s(known, BTC) == pytest.approx(USUAL_KNOWN.timeout_s)
         assert await waited_s(known, ETH) == pytest.approx(LEAST_TIMEOUT_S), "it has hung for that long already"
         assert await waited_s(known, BTC) == pytest.approx(LEAST_TIMEOUT_S)
         assert await known.known(CONTRACT)
@@ -88,14 +92,13 @@ def test_readers_share_an_answer_also_when_a_reader_is_cancelled() -> None:
     run(work())
 
 
-def test_requests_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_REQUESTS == 1000
-    monkeypatch.setattr(known_series, "MAX_REQUESTS", 1)
+def test_requests_in_flight_are_limited() -> None:
+    assert USUAL_KNOWN.requests == 1000
 
     async def work() -> None:
         exchange = Exchange()
-        known = KnownSeries(exchange.knows, Bulkheads(), asyncio.get_running_loop().time)
-        assert await waited_s(known, BTC) == pytest.approx(TIMEOUT_S)
+        known = KnownSeries(exchange.knows, Bulkheads(), asyncio.get_running_loop().time, KnownLimits(requests=1))
+        assert await waited_s(known, BTC) == pytest.approx(USUAL_KNOWN.timeout_s)
         assert await waited_s(known, CONTRACT) == 0
         exchange.answers["spot"].set()
         await asyncio.sleep(1)

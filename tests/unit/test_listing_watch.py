@@ -9,8 +9,9 @@ import pytest
 
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.exchange import Listing
-from klinesync.ingest.followed import SUSPECT_LISTINGS_AGE_S, Followed, FollowSettings, Moment
-from klinesync.ingest.listing_watch import LISTINGS_AGE_S, LISTINGS_PAUSE_S, ListingWatch
+from klinesync.ingest.followed import Followed, FollowSettings, Moment
+from klinesync.ingest.listing_watch import ListingWatch
+from klinesync.ingest.timings import USUAL_TIMINGS
 from sim.virtual_loop import VirtualLoop
 from support.fake_exchange import FakeExchange
 
@@ -94,17 +95,17 @@ def test_a_symbol_that_is_traded_again_is_known_within_a_minute_whatever_else_is
     (gone_s, gone), (back_s, still_gone) = turns
     assert (gone, still_gone) == (True, False)
     assert gone_s < 170.0
-    assert back_s - traded_s <= SUSPECT_LISTINGS_AGE_S + LISTINGS_PAUSE_S + 1.0
-    assert requests <= 500.0 / SUSPECT_LISTINGS_AGE_S + 2
+    assert back_s - traded_s <= USUAL_TIMINGS.suspect_listings_age_s + USUAL_TIMINGS.listings_pause_s + 1.0
+    assert requests <= 500.0 / USUAL_TIMINGS.suspect_listings_age_s + 2
 
 
 def test_lists_of_a_market_with_a_gone_symbol_are_requested_once_a_minute() -> None:
     _, quiet = watched(10_000.0, None, 1300.0)
     _, suspect = watched(10_000.0, 7.0, 1300.0)
-    assert 15 <= quiet <= suspect <= 1300.0 / SUSPECT_LISTINGS_AGE_S + 2
+    assert 15 <= quiet <= suspect <= 1300.0 / USUAL_TIMINGS.suspect_listings_age_s + 2
 
 
 def test_without_a_gone_symbol_the_lists_are_requested_once_an_hour() -> None:
-    turns, requests = watched(100.0, None, 3 * LISTINGS_AGE_S + 200.0)
+    turns, requests = watched(100.0, None, 3 * USUAL_TIMINGS.listings_age_s + 200.0)
     assert not turns
     assert requests <= 5

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from klinesync.core.candle import Candle
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.ingest.liveness import IN_FLIGHT_S, MAX_DETAIL_CHARS, RESUBSCRIBE, StreamWatch
+from klinesync.ingest.liveness import MAX_DETAIL_CHARS, StreamWatch
+from klinesync.ingest.timings import RESUBSCRIBE, USUAL_TIMINGS
 
 MINUTE = Timeframe.parse("1m")
 STALE_S = 15.0
@@ -59,8 +60,8 @@ def test_a_traded_candle_that_rest_shows_and_the_stream_does_not_bring_makes_it_
 def test_a_frame_that_may_be_in_flight_is_waited_for() -> None:
     watch = attached()
     watch.shown([candle(1)], ms(1, 100), 100.0)
-    assert not watch.check(ms(1, 100), 100.0 + IN_FLIGHT_S / 2)
-    assert watch.check(ms(1, 100), 100.0 + IN_FLIGHT_S)
+    assert not watch.check(ms(1, 100), 100.0 + USUAL_TIMINGS.in_flight_s / 2)
+    assert watch.check(ms(1, 100), 100.0 + USUAL_TIMINGS.in_flight_s)
 
 
 def test_a_late_close_within_the_limit_keeps_the_stream_live() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from klinesync.core.errors import UpstreamError
 from klinesync.exchanges.contact import RestContact
-from klinesync.exchanges.reach import UNREACHABLE_AFTER_S
-from klinesync.ingest.market_watch import CLOCK_AGE_S, MarketChange, MarketWatch
+from klinesync.ingest.market_watch import MarketChange, MarketWatch
+from klinesync.ingest.timings import USUAL_TIMINGS
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.exchange_clock import ExchangeClock
@@ -57,7 +57,7 @@ async def test_an_old_stamp_is_not_taken_for_the_time() -> None:
     """A tail would begin at the head, however long ago, and read everything between the head and now."""
     exchange = Exchange(ExchangeClock())
     watch, now_s = watch_of(exchange), asyncio.get_running_loop().time()
-    exchange.clock.learn(T0_MS, now_s - CLOCK_AGE_S - 1.0)
+    exchange.clock.learn(T0_MS, now_s - USUAL_TIMINGS.clock_age_s - 1.0)
     exchange.later_ms = 5 * 86_400_000
     assert await watch.fresh_ms() == T0_MS + exchange.later_ms
     exchange.trouble = UpstreamError("the time alone is refused")
@@ -88,7 +88,7 @@ async def test_a_market_that_answers_again_ends_waiting_backoffs_once() -> None:
     assert watch.look(100.0, 1, followed=True) == MarketChange(
         None, answers_again=False, event=("exchange.unreachable", "503")
     )
-    change = watch.look(100.0 + UNREACHABLE_AFTER_S, 1, followed=True)
+    change = watch.look(100.0 + USUAL_TIMINGS.silence.unreachable_after_s, 1, followed=True)
     assert (change.answers_again, change.event) == (False, None), "the same trouble as before"
     exchange.newest = RestContact(answered_s=106.0)
     change = watch.look(106.0, 1, followed=True)

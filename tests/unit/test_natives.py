@@ -18,8 +18,9 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, missing_spans
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, Errand, HistoryPage, Urgency
-from klinesync.history import native_folds, natives
+from klinesync.history import natives
 from klinesync.history.board import BackfillBoard
+from klinesync.history.limits import USUAL_LIMITS, HistoryLimits
 from klinesync.history.missing import Need, Reason
 from klinesync.history.pending import RetryPolicy
 from klinesync.history.ports import HistoryPorts
@@ -28,6 +29,7 @@ from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.storage.sqlite import InThreadSqliteDatabase
+from support.pauses import one_step
 
 BASE = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FIVES = BASE.with_timeframe(Timeframe.parse("5m"))
@@ -47,7 +49,12 @@ class World:
     source: the series that the exchange has in place of `FIVES`; None: no such series.
     """
 
-    def __init__(self, database: InThreadSqliteDatabase, source: SeriesId | None = FIVES) -> None:
+    def __init__(
+        self,
+        database: InThreadSqliteDatabase,
+        source: SeriesId | None = FIVES,
+        limits: HistoryLimits = USUAL_LIMITS,
+    ) -> None:
         self.database = database
         self.source = source
         self.shown: set[int] = set()
@@ -66,6 +73,7 @@ class World:
                 watch=BackfillBoard(lambda: 1_700_000_000.0).watch(),
                 rng=random.Random(1),
                 retries=RetryPolicy(Backoff(0.0, 0.0)),
+                limits=limits,
                 native_source=self.native_source,
             )
         )
@@ -102,12 +110,11 @@ class World:
 
 
 @asynccontextmanager
-async def world_on(path: Path, source: SeriesId | None = FIVES) -> AsyncIterator[World]:
-    async def pause() -> None:
-        await asyncio.sleep(0)
-
-    async with InThreadSqliteDatabase(path / "store.sqlite", pause=pause) as database:
-        world = World(database, source)
+async def world_on(
+    path: Path, source: SeriesId | None = FIVES, limits: HistoryLimits = USUAL_LIMITS
+) -> AsyncIterator[World]:
+    async with InThreadSqliteDatabase(path / "store.sqlite", pause=one_step) as database:
+        world = World(database, source, limits)
         tasks = [asyncio.create_task(world.pipeline.run()), asyncio.create_task(world.history.run())]
         try:
             await world.pipeline.submit(BASE, [Candle(BEGIN, 1.0, 2.0, 0.5, 1.5, 3.0)], "http")
@@ -166,10 +173,9 @@ async def test_an_exchange_that_does_not_answer_is_retried_without_limit(tmp_pat
 
 
 async def test_candles_of_a_timeframe_that_the_exchange_lacks_are_folded_the_newest_first_and_asked_for_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(native_folds, "MAX_PARTS", 20)
-    async with world_on(tmp_path, BASE) as world:
+    async with world_on(tmp_path, BASE, HistoryLimits(fold_parts=20)) as world:
         world.shown = set(range(85, 100))
         world.history.submit(wanted(70))
         await world.until(lambda: not world.history.needs_of(FIVES))

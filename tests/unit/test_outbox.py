@@ -6,8 +6,6 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 
-import pytest
-
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.stream_state import StreamState
@@ -16,7 +14,7 @@ from klinesync.market_data.read_services import CatchUp
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.ws import hub as hub_module
 from klinesync.ws.frames import payload_of, text_frame
-from klinesync.ws.hub import CandleHub, Client, Outbox
+from klinesync.ws.hub import CandleHub, Client, ClientLimits, Outbox
 from klinesync.ws.session import Subscription
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -45,7 +43,7 @@ class Wire:
 
 def following(hub: CandleHub) -> tuple[Client, Wire]:
     wire = Wire()
-    client = Client(wire)
+    client = Client(wire, hub.limits)
     hub.connected(client)
     subscription = Subscription(BTC, None, supports_batch=False)
     hub.attach(client, subscription)
@@ -59,11 +57,8 @@ def publish(hub: CandleHub, minutes: range) -> None:
         hub.publish(Applied(BTC, (candle,), frozenset(), commit=minute))
 
 
-async def test_a_slow_client_is_warned_once_at_half_of_the_limit_then_closed_with_1013(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(hub_module, "OUTBOX_MAX_MESSAGES", 10)
-    hub = CandleHub()
+async def test_a_slow_client_is_warned_once_at_half_of_the_limit_then_closed_with_1013() -> None:
+    hub = CandleHub(limits=ClientLimits(max_messages=10))
     client, wire = following(hub)
     client.outbox.pause()
     publish(hub, range(1, 6))
@@ -85,9 +80,7 @@ async def test_a_slow_client_is_warned_once_at_half_of_the_limit_then_closed_wit
     assert wire.closed == 1013
 
 
-async def test_a_catch_up_waits_for_room_and_a_client_that_reads_nothing_is_closed_with_1013(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_catch_up_waits_for_room() -> None:
     wire = Wire()
     outbox = Outbox(wire)
     await outbox.room()
@@ -100,9 +93,13 @@ async def test_a_catch_up_waits_for_room_and_a_client_that_reads_nothing_is_clos
     outbox.resume()
     await waiting
     assert outbox.ended is None
-    monkeypatch.setattr(hub_module, "ROOM_PATIENCE_S", 0.01)
+
+
+async def test_a_client_that_reads_nothing_while_its_catch_up_waits_is_closed_with_1013() -> None:
+    wire = Wire()
+    outbox = Outbox(wire, ClientLimits(room_patience_s=0.01))
     outbox.pause()
-    outbox.put([frame] * (hub_module.ROOM_MESSAGES + 1))
+    outbox.put([text_frame(b"{}")] * (hub_module.ROOM_MESSAGES + 1))
     await outbox.room()
     assert [outbox.ended, wire.closed] == [1013, 1013]
 
@@ -121,7 +118,7 @@ def test_a_catch_up_does_not_make_a_client_slow() -> None:
     from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
     most = hub_module.ROOM_MESSAGES + 2 * CATCH_UP_MAX_CANDLES  # a gap before each candle
-    assert most <= hub_module.OUTBOX_MAX_MESSAGES // 2
+    assert most <= hub_module.USUAL_CLIENTS.max_messages // 2
 
 
 class LateReader:

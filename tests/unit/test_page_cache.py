@@ -4,12 +4,10 @@ import asyncio
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.market_data import read_services
 from klinesync.market_data.read_services import CandleReader, Page, PageCache, PageKey
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.records import Origin
@@ -65,11 +63,8 @@ def test_the_least_recently_used_pages_are_evicted() -> None:
     assert pages.size <= 100
 
 
-def test_no_page_is_served_that_is_older_than_an_evicted_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(read_services, "MAX_CHANGED_SERIES", 1)
-    pages = PageCache()
+def test_no_page_is_served_that_is_older_than_an_evicted_change() -> None:
+    pages = PageCache(max_changed=1)
     pages.put(key(), page(commit=5))
     pages.changed(BTC, 6)
     pages.changed(ETH, 7)

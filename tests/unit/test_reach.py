@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klinesync.exchanges.contact import RestContact
-from klinesync.exchanges.reach import ASK_AFTER_S, ASK_EVERY_S, UNREACHABLE_AFTER_S, ExchangeWatch
+from klinesync.exchanges.reach import USUAL_SILENCE, ExchangeWatch
 
 TICK_S = 0.5
 
@@ -53,7 +53,9 @@ def test_a_quiet_market_that_answers_is_reachable_for_ever() -> None:
     assert not market.watch.unreachable
     assert market.watch.answers(market.now_s)
     pauses = {round(after - before, 6) for before, after in zip(market.asked_s, market.asked_s[1:], strict=False)}
-    assert pauses <= {ASK_AFTER_S, ASK_AFTER_S + TICK_S}, "it is asked only when nothing was heard for a while"
+    assert pauses <= {USUAL_SILENCE.ask_after_s, USUAL_SILENCE.ask_after_s + TICK_S}, (
+        "it is asked only when nothing was heard for a while"
+    )
 
 
 def test_a_dead_exchange_is_unreachable_after_five_seconds_and_back_with_the_first_sign_of_life() -> None:
@@ -62,11 +64,14 @@ def test_a_dead_exchange_is_unreachable_after_five_seconds_and_back_with_the_fir
     died_s = market.now_s
     market.frames = market.answers = False
     turned = market.run(40)
-    assert turned == [died_s + UNREACHABLE_AFTER_S]
+    assert turned == [died_s + USUAL_SILENCE.unreachable_after_s]
     assert market.watch.silent_from_s == died_s
     assert market.watch.failure == "no route"
-    assert min(market.asked_s) == died_s + ASK_AFTER_S
-    assert all(after - before >= ASK_EVERY_S for before, after in zip(market.asked_s, market.asked_s[1:], strict=False))
+    assert min(market.asked_s) == died_s + USUAL_SILENCE.ask_after_s
+    assert all(
+        after - before >= USUAL_SILENCE.ask_every_s
+        for before, after in zip(market.asked_s, market.asked_s[1:], strict=False)
+    )
     market.answers = True
     assert len(market.run(10)) == 1
     assert not market.watch.unreachable
@@ -81,7 +86,7 @@ def test_one_that_was_never_heard_is_unreachable_five_seconds_after_it_is_follow
     assert not market.asked_s, "of an idle market nothing is asked"
     market.followed = True
     began_s = market.now_s + TICK_S
-    assert market.run(50) == [began_s + UNREACHABLE_AFTER_S]
+    assert market.run(50) == [began_s + USUAL_SILENCE.unreachable_after_s]
     market.followed = False
     assert len(market.run(1)) == 1
     assert not market.watch.unreachable, "an idle market is nobody's trouble"
@@ -127,6 +132,6 @@ def test_unreachable_means_exactly_that_nothing_was_heard_for_so_long(phases: li
             before = market.contact.answered_s
             market.run(1)
             silent_s = market.now_s - heard_s if not frames else 0.0
-            assert market.watch.unreachable == (silent_s >= UNREACHABLE_AFTER_S)
+            assert market.watch.unreachable == (silent_s >= USUAL_SILENCE.unreachable_after_s)
             if frames or market.contact.answered_s != before:
                 heard_s = market.now_s

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pytest
 
 from klinesync.core.errors import UpstreamError
-from klinesync.exchanges.binance import rest_gate, weight
 from klinesync.exchanges.binance.rest_gate import RestGate
-from klinesync.exchanges.binance.weight import AT_ONCE, KEPT_FREE, WeightBudget
+from klinesync.exchanges.binance.timings import USUAL_REST, RestTimings
+from klinesync.exchanges.binance.weight import AT_ONCE, KEPT_FREE, MAX_WAITING, WeightBudget
 from klinesync.exchanges.exchange import Errand, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
 
@@ -20,11 +20,12 @@ T0_MS = 1_700_000_040_000 // 60_000 * 60_000
 class Host:
     """A gate, and requests through the gate that end on command."""
 
-    def __init__(self, limit: int = 1000) -> None:
+    def __init__(self, limit: int = 1000, *, max_waiting: int = MAX_WAITING, timings: RestTimings = USUAL_REST) -> None:
         self.clock = ExchangeClock()
         self.now_s = 5000.0
         self.clock.learn(T0_MS, self.now_s)
-        self.gate = RestGate("the host", WeightBudget(limit), self.clock, lambda: self.now_s)
+        budget = WeightBudget(limit, max_waiting=max_waiting)
+        self.gate = RestGate("the host", budget, self.clock, lambda: self.now_s, timings=timings)
         self.begun: list[str] = []
         self.ends: dict[str, asyncio.Future[None]] = {}
 
@@ -48,12 +49,6 @@ class Host:
     def end(self, *names: str) -> None:
         for name in names:
             self.ends[name].set_result(None)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def settled() -> None:
@@ -159,18 +154,16 @@ async def test_a_long_ban_is_waited_for_by_nobody() -> None:
     await asyncio.gather(*tasks[:-1])
 
 
-async def test_a_user_does_not_wait_longer_for_a_turn_than_a_user_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest_gate, "READ_PATIENCE_S", 0.01)
-    host = Host(limit=10)
+async def test_a_user_does_not_wait_longer_for_a_turn_than_a_user_does() -> None:
+    host = Host(limit=10, timings=RestTimings(read_patience_s=0.01))
     await host.answer(200, {"X-MBX-USED-WEIGHT-1M": "9"})
     with pytest.raises(UpstreamError, match="no room"):
         await host.ask("read", Urgency.READ)
     assert host.gate.status.waiting[Urgency.READ] == 0
 
 
-async def test_a_full_line_refuses_the_less_urgent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight, "MAX_WAITING", 2)
-    host = Host(limit=10)
+async def test_a_full_line_refuses_the_less_urgent() -> None:
+    host = Host(limit=10, max_waiting=2)
     await host.answer(200, {"X-MBX-USED-WEIGHT-1M": "9"})
     first, second = (host.ask(name, Urgency.DEEP) for name in ("first", "second"))
     await settled()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import DAY_S, Timeframe
 from klinesync.market_data import retention
-from klinesync.market_data.retention import Retention, cut_of, old, trim
+from klinesync.market_data.retention import Retention, Trimming, cut_of, old, trim
 from klinesync.market_data.verify import verify
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -31,6 +30,7 @@ from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from klinesync.storage.sqlite_reader import SqliteReader
+from support.pauses import no_pause
 from support.thorough import examples
 from support.timeframes import TIMEFRAMES
 
@@ -47,10 +47,6 @@ def at(hour: int) -> int:
 
 def candle(hour: int, close: float = 1.5) -> Candle:
     return Candle(at(hour), 1.0, 2.0, 0.5, close, float(hour % 17))
-
-
-async def no_pause() -> None:
-    pass
 
 
 class World:
@@ -76,14 +72,6 @@ class World:
         with SqliteReader(self.database.path) as store:
             for audit in verify(store, HOUR, TARGETS):
                 assert not audit.kinds, audit.shown
-
-
-@contextmanager
-def small_transactions(most: int) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retention, "MAX_TRIMMED_CANDLES", most)
-        patch.setattr(retention, "PAUSE_S", 0)
-        yield
 
 
 @given(st.integers(0, 10**9), st.integers(1, 4000), st.sets(TIMEFRAMES))
@@ -112,8 +100,7 @@ async def test_remaining_derived_candles_have_their_base_and_nothing_is_publishe
         before = await database.read(_everything)
         published = world.published
 
-        with small_transactions(100):
-            await Retention(database, no_ledger(), HOUR, TARGETS, DAYS).trim()
+        await Retention(database, no_ledger(), HOUR, TARGETS, DAYS, Trimming(candles=100, pause_s=0.0)).trim()
         world.sound()
         assert world.published == published
         after = await database.read(_everything)

@@ -18,25 +18,28 @@ NOW_MS = 1_700_000_000_000
 FAR_MS = 600_000
 
 
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No wait before REST is asked again."""
-    monkeypatch.setattr(stamp_check, "ASK_EVERY_S", 0.0)
-
-
 def event(after_ms: int, series: SeriesId = BTC) -> KlineEvent:
     return KlineEvent(series, Candle(60, 1.0, 1.0, 1.0, 1.0, 1.0), closed=False, event_ms=NOW_MS + after_ms)
 
 
 class Market:
-    """An exchange that answers with its time or fails, and the believed frames."""
+    """An exchange that answers with its time or fails, and the believed frames. Nothing waits before REST is asked
+    again."""
 
-    def __init__(self, now_ms: int | None, known_ms: int | None = NOW_MS) -> None:
+    def __init__(
+        self, now_ms: int | None, known_ms: int | None = NOW_MS, *, max_waiting: int = stamp_check.MAX_WAITING
+    ) -> None:
         self.now_ms = now_ms
         self.clock = ExchangeClock()
         self.believed: list[KlineEvent] = []
         self.asked = 0
-        self.check = StampCheck(self.clock, self.ask, lambda event, *_: self.believed.append(event))
+        self.check = StampCheck(
+            self.clock,
+            self.ask,
+            lambda event, *_: self.believed.append(event),
+            ask_every_s=0.0,
+            max_waiting=max_waiting,
+        )
         if known_ms is not None:
             self.clock.learn(known_ms, self.now_s())
 
@@ -221,9 +224,8 @@ async def test_where_time_is_known_and_nobody_answers_a_stamp_from_the_future_is
     assert market.check.refused == 1
 
 
-async def test_of_too_many_that_wait_the_oldest_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stamp_check, "MAX_WAITING", 3)
-    market = Market(NOW_MS + FAR_MS)
+async def test_of_too_many_that_wait_the_oldest_are_given_up() -> None:
+    market = Market(NOW_MS + FAR_MS, max_waiting=3)
     for number in range(5):
         market.take(event(FAR_MS + number))
     await market.check.resolve()

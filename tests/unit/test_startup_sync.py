@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 import pytest
 
 from klinesync.core.backoff import Backoff
 from klinesync.core.errors import StoreError, UnknownSeries, UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.market_data import startup_sync
 from klinesync.market_data.startup_sync import StartupSync, SweepProgress
+from support.waiting import until
 
 ALL = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(5)]
 TIMEOUT_S = 10.0
@@ -50,13 +49,8 @@ class Ingest:
             caught_up=self.caught_up,
             monotonic=lambda: self.now_s,
             request_declared=self.declared.append,
+            retry=Backoff(0.001, 60.0),
         )
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not true():
-            await asyncio.sleep(0)
 
 
 async def test_all_series_are_followed_concurrently_and_counted_when_up_to_date() -> None:
@@ -78,10 +72,7 @@ async def test_all_series_are_followed_concurrently_and_counted_when_up_to_date(
     assert sorted(map(str, ingest.declared)) == sorted(map(str, ALL))
 
 
-async def test_a_failed_series_is_retried_and_a_series_that_hangs_delays_no_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(startup_sync, "RETRY", Backoff(0.001, 60.0))
+async def test_a_failed_series_is_retried_and_a_series_that_hangs_delays_no_other() -> None:
     ingest = Ingest()
     ingest.trouble[ALL[0]] = [StoreError("the store cannot be read"), StoreError("still not")]
     ingest.late_trouble[ALL[1]] = [UpstreamError("no answer")]

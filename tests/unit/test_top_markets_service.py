@@ -15,8 +15,10 @@ from klinesync.market_data.event_streams import RateLimited
 from klinesync.market_data.top_markets import (
     FORCED_MOST,
     FORCED_PER_S,
-    TICKERS_TTL_S,
+    STALE_MOST_S,
+    USUAL_TOP,
     TopAnswer,
+    TopLimits,
     TopMarkets,
     TopQuery,
     ranked,
@@ -39,7 +41,7 @@ def ticker(symbol_id: str, volume: float, price: float = 2.0) -> Ticker:
 class Exchange(FakeExchange):
     """The exchange's answers, on clocks that the test moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: TopLimits = USUAL_TOP) -> None:
         super().__init__()
         self.listed = {one.symbol: one for one in (listing("A"), listing("B"), listing("C"), listing("A", "BTC"))}
         self.day = [ticker("AUSDT", 1.0), ticker("BUSDT", 3.0), ticker("CUSDT", 2.0), ticker("ABTC", 9.0)]
@@ -48,7 +50,7 @@ class Exchange(FakeExchange):
         self.silent = asyncio.Event()
         self.silent.set()
         self.clock = ManualClock(100.0)
-        self.top = TopMarkets(registry_of(self, clock=self.clock), clock=self.clock)
+        self.top = TopMarkets(registry_of(self, clock=self.clock), clock=self.clock, limits=limits)
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
         return self.listed
@@ -108,7 +110,7 @@ async def test_an_answer_is_cached_until_it_expires() -> None:
         100_000,
     )
     assert others == [first] * 4
-    exchange.clock.now_s += TICKERS_TTL_S
+    exchange.clock.now_s += USUAL_TOP.tickers_ttl_s
     again = await exchange.top.top(TopQuery("binance", "spot", "BTC", 20))
     assert (symbols(again), again.cached, again.generated_at_ms, exchange.asked) == (["A/BTC"], True, 100_000, 1)
     exchange.clock.now_s += 0.1
@@ -141,21 +143,20 @@ async def test_a_stale_answer_is_served_while_the_exchange_cannot_be_asked() -> 
         await exchange.top.top(QUERY)
     assert exchange.asked == 1, "after a failure it is left alone"
     exchange.error = None
-    exchange.clock.now_s += top_markets.FAILED_PAUSE_S
+    exchange.clock.now_s += USUAL_TOP.failed_pause_s
     fresh = await exchange.top.top(QUERY)
     exchange.error = UpstreamError("it is down again", 503)
-    exchange.clock.now_s += TICKERS_TTL_S + 1.0
+    exchange.clock.now_s += USUAL_TOP.tickers_ttl_s + 1.0
     stale = await exchange.top.top(QUERY)
     assert (stale.items, stale.cached, stale.stale) == (fresh.items, True, True)
     assert stale.generated_at_ms == fresh.generated_at_ms
-    exchange.clock.now_s += top_markets.STALE_MOST_S
+    exchange.clock.now_s += STALE_MOST_S
     with pytest.raises(UpstreamError, match="it is down again"):
         await exchange.top.top(QUERY)
 
 
-async def test_requests_to_an_exchange_that_does_not_answer_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top_markets, "ASK_TIMEOUT_S", 0.01)
-    exchange = Exchange()
+async def test_requests_to_an_exchange_that_does_not_answer_time_out() -> None:
+    exchange = Exchange(TopLimits(ask_timeout_s=0.01))
     exchange.silent.clear()
     answers = await asyncio.gather(*(exchange.top.top(QUERY) for _ in range(3)), return_exceptions=True)
     assert [str(answer) for answer in answers] == [
@@ -172,12 +173,10 @@ async def test_an_unknown_exchange_or_market_is_refused(query: TopQuery) -> None
     assert exchange.asked == 0
 
 
-async def test_a_stream_sends_changes_and_the_beginning_of_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top_markets, "KEEP_ALIVE_S", 0.02)
+async def test_a_stream_sends_changes_and_the_beginning_of_trouble() -> None:
     exchange = Exchange()
-    real = TopMarkets(registry_of(exchange), clock=SYSTEM_CLOCK)
-    monkeypatch.setattr(top_markets, "TICKERS_TTL_S", 0.0)
-    monkeypatch.setattr(top_markets, "FAILED_PAUSE_S", 0.0)
+    limits = TopLimits(keep_alive_s=0.02, tickers_ttl_s=0.0, failed_pause_s=0.0)
+    real = TopMarkets(registry_of(exchange), clock=SYSTEM_CLOCK, limits=limits)
     following = real.follow(QUERY, 0.05)
 
     async def said() -> TopAnswer | UpstreamError:
@@ -235,9 +234,8 @@ async def test_streams_end_at_once_also_while_they_wait() -> None:
         await exchange.top.top(TopQuery("binance", "futures", "USDT", 1), force=True)
 
 
-async def test_open_streams_are_limited_and_release_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top_markets, "MAX_STREAMS", 2)
-    top = Exchange().top
+async def test_open_streams_are_limited_and_release_their_place() -> None:
+    top = Exchange(TopLimits(streams=2)).top
     with top.streams.place():
         with top.streams.place(), pytest.raises(RateLimited, match="2 streams"), top.streams.place():
             pytest.fail("a third place")

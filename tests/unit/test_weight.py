@@ -191,9 +191,8 @@ def test_who_will_not_wait_for_a_blocked_host_leaves_the_line() -> None:
     assert budget.next(at(60)) is deep
 
 
-def test_a_full_line_gives_up_the_least_urgent_that_came_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight, "MAX_WAITING", 3)
-    budget = WeightBudget(1000)
+def test_a_full_line_gives_up_the_least_urgent_that_came_last() -> None:
+    budget = WeightBudget(1000, max_waiting=3)
     turns = [budget.join(Errand(urgency), 1) for urgency in (Urgency.DEEP, Urgency.DEEP, Urgency.READ)]
     assert budget.join(Errand(Urgency.DEEP), 1) is None
     assert budget.crowded_out() is None

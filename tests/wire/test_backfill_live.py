@@ -11,16 +11,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-import pytest
 from aiohttp import web
 
 from klinesync.core.candle import Candle
 from klinesync.core.gaps import GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.binance import rest_gate
+from klinesync.exchanges.binance.timings import LONGEST_BLOCK_S, RestTimings
 from klinesync.exchanges.exchange import Urgency
 from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.market_data.verify import verify
 from klinesync.sim.faults import Disconnect, Outage, RateLimit, RefuseConnect, RestError
 from klinesync.sim.server import SimConfig, SimServer
@@ -28,7 +28,8 @@ from klinesync.sim.tape import Market
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.processes import SERIES, running, serve_arguments
 from support.running_service import Service, retrying, running_service
-from support.upstream import complete, stored, truth, until
+from support.upstream import complete, stored, truth
+from support.waiting import until
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FIVE = Timeframe.parse("5m")
@@ -233,12 +234,12 @@ async def test_a_backfill_is_resumed_after_kill_9(tmp_path: Path) -> None:
     audit(store)
 
 
-async def test_deep_history_waits_for_the_end_of_a_ban(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.DEEP, 0.1)
+async def test_deep_history_waits_for_the_end_of_a_ban(tmp_path: Path) -> None:
+    blocks = RestTimings(longest_block_s={**LONGEST_BLOCK_S, Urgency.DEEP: 0.1})
     store, first = tmp_path / "store.sqlite", NEWEST - 9_000 * 60
     async with (
         Exchange(SimConfig(symbols=2, start=START)) as exchange,
-        following(store, exchange, retrying(0.5)) as service,
+        following(store, exchange, retrying(0.5, tuning=Tuning(binance_rest=blocks))) as service,
     ):
         await complete(service, exchange, BTC)
         exchange.faults.add(RateLimit(after=4, count=1, retry_after_s=1, ban_s=2.0))

@@ -22,6 +22,7 @@ from klinesync.exchanges.binance import requests as binance_requests
 from klinesync.exchanges.binance import rest as binance_rest
 from klinesync.exchanges.binance.requests import market_routes
 from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest
+from klinesync.exchanges.binance.timings import RestTimings
 from klinesync.exchanges.exchange import (
     BOTH_NEIGHBOURS,
     LISTINGS_TTL_S,
@@ -142,7 +143,10 @@ async def connected(
     monotonic: Callable[[], float] | None = None,
     timeout_s: float = 60.0,
     shelf: ListingShelf | None = None,
+    ask_time_every_s: float = 0.0,
 ) -> AsyncIterator[tuple[BinanceRest, dict[str, ExchangeClock]]]:
+    """A REST client of `exchange`. What is repeated is repeated at once, and so, as by default, is the question for the
+    time."""
     app = web.Application()
     for prefix in ("/api/v3", "/fapi/v1"):
         app.router.add_get(prefix + "/time", exchange.time)
@@ -165,6 +169,7 @@ async def connected(
                     monotonic=monotonic or asyncio.get_running_loop().time,
                     rng=Random(1),
                     shelf=shelf or Kept("BTC", "ETH"),
+                    timings=RestTimings(ask_time_every_s=ask_time_every_s, repeat=Backoff(0.0, 0.0)),
                 ),
                 clocks,
             )
@@ -186,13 +191,6 @@ async def history(rest: BinanceRest, series: SeriesId = SERIES, start: int = STA
     return list({one.time: one for page in await pages(rest, series, start) for one in page.candles}.values())
 
 
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A retry is sent at once, and so is the request for the time."""
-    monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 0.0)
-    monkeypatch.setattr(binance_requests, "RETRY", Backoff(0.0, 0.0))
-
-
 def failure(status: int, **headers: str) -> Callable[[], web.Response]:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda: web.json_response({"code": -1003, "msg": "Too much"}, status=status, headers=named)
@@ -212,8 +210,7 @@ async def test_the_last_row_counts_as_closed_once_the_exchange_said_that_its_mar
         assert clocks["spot"].rest_ms == exchange.now_ms
 
 
-async def test_a_clock_that_has_leapt_is_followed_within_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 0.0)
+async def test_a_clock_that_has_leapt_is_followed_within_one_question() -> None:
     exchange = Exchange()
     async with connected(exchange) as (rest, clocks):
         known_ms = await rest.now_ms("spot")
@@ -225,10 +222,7 @@ async def test_a_clock_that_has_leapt_is_followed_within_one_question(monkeypatc
         assert exchange.now_ms - known_ms > 80_000_000
 
 
-async def test_answers_that_do_not_agree_move_no_clock_and_are_asked_for_a_few_times(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 0.0)
+async def test_answers_that_do_not_agree_move_no_clock_and_are_asked_for_a_few_times() -> None:
     exchange = Exchange()
 
     async def absurd(request: web.Request) -> web.Response:
@@ -960,13 +954,10 @@ async def test_where_frames_and_rest_differ_two_later_rows_alone_prove() -> None
         assert await history(rest) == [candle(0)]
 
 
-async def test_many_questions_for_the_time_are_one_request_and_at_most_one_a_second(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(binance_rest, "ASK_TIME_EVERY_S", 1.0)
+async def test_many_questions_for_the_time_are_one_request_and_at_most_one_a_second() -> None:
     exchange = Exchange()
     now_s = 1000.0
-    async with connected(exchange, lambda: now_s) as (rest, clocks):
+    async with connected(exchange, lambda: now_s, ask_time_every_s=1.0) as (rest, clocks):
         clocks["spot"].learn(exchange.now_ms, now_s)
         await asyncio.gather(*(rest.now_ms("spot") for _ in range(20)))
         assert exchange.asked_time == 1

@@ -18,16 +18,17 @@ from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import UpstreamError
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges.binance import link as binance_link
 from klinesync.exchanges.binance import streams as binance_ws
 from klinesync.exchanges.binance.streams import BinanceConnection, Symbols
+from klinesync.exchanges.binance.timings import USUAL_STREAMS, StreamTimings
 from klinesync.exchanges.exchange import KlineEvent, StreamCallbacks
-from klinesync.runtime import bulkheads
+from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.server import SimConfig, SimServer
 from support.running_service import running_service
-from support.upstream import plain, until
+from support.upstream import plain
+from support.waiting import until
 
 T = TypeVar("T")
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -127,6 +128,8 @@ async def connected(
     clock: ExchangeClock | None = None,
     event: Callable[[KlineEvent], None] | None = None,
     symbols: Symbols | None = None,
+    timings: StreamTimings = USUAL_STREAMS,
+    bulkheads: Bulkheads | None = None,
 ) -> AsyncIterator[tuple[BinanceConnection, Heard]]:
     app = web.Application()
     app.router.add_get("/stream", exchange.serve)
@@ -137,7 +140,14 @@ async def connected(
     async with HttpClient() as session:
         url = f"ws://127.0.0.1:{runner.addresses[0][1]}/stream"
         connection = BinanceConnection(
-            session, url, heard.callbacks(event), rng=random.Random(1), symbols=symbols or Plain(), clock=clock
+            session,
+            url,
+            heard.callbacks(event),
+            rng=random.Random(1),
+            symbols=symbols or Plain(),
+            clock=clock,
+            timings=timings,
+            bulkheads=bulkheads,
         )
         for series in wanted:
             connection.want(series)
@@ -190,10 +200,9 @@ async def test_a_refused_subscription_ends_the_connection_and_is_tried_again() -
         assert await soon(heard.attached) == BTC
 
 
-async def test_a_subscription_that_is_not_answered_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binance_link, "ANSWER_TIMEOUT_S", 0.05)
+async def test_a_subscription_that_is_not_answered_is_tried_again() -> None:
     exchange = Exchange(answers=False)
-    async with connected(exchange, BTC) as (_, heard):
+    async with connected(exchange, BTC, timings=StreamTimings(answer_timeout_s=0.05)) as (_, heard):
         await exchange.asked()
         await exchange.asked()
         exchange.answers = True
@@ -213,17 +222,15 @@ async def test_why_streams_are_not_carried_is_told_while_handshakes_fail() -> No
         assert await soon(heard.failing) == ([BTC, ETH], "the connection to the exchange ended with code 1000")
 
 
-async def test_why_streams_are_not_carried_is_told_while_acknowledgements_fail(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_why_streams_are_not_carried_is_told_while_acknowledgements_fail() -> None:
     exchange = Exchange(error={"code": 2, "msg": "Invalid\nrequest"})
     async with connected(exchange, BTC) as (_, heard):
         assert await soon(heard.failing) == (
             [BTC],
             "the exchange refuses a subscription: SUBSCRIBE was answered with 2 Invalid\\nrequest",
         )
-    monkeypatch.setattr(binance_link, "ANSWER_TIMEOUT_S", 0.05)
-    async with connected(Exchange(answers=False), BTC) as (_, heard):
+    quick = StreamTimings(answer_timeout_s=0.05)
+    async with connected(Exchange(answers=False), BTC, timings=quick) as (_, heard):
         assert await soon(heard.failing) == (
             [BTC],
             "the exchange has not answered a subscription within 0.05 s",
@@ -299,12 +306,9 @@ async def test_a_connection_that_is_to_be_made_anew_is_and_its_streams_are_lost_
 SHUTDOWN = {"stream": "!serverShutdown", "data": {"e": "serverShutdown", "E": 1}}
 
 
-async def test_a_successor_takes_over_before_the_first_socket_ends_and_nothing_is_attached_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.1)
+async def test_a_successor_takes_over_before_the_first_socket_ends_and_nothing_is_attached_anew() -> None:
     exchange = Exchange()
-    async with connected(exchange, BTC, ETH) as (connection, heard):
+    async with connected(exchange, BTC, ETH, timings=StreamTimings(overlap_least_s=0.1)) as (connection, heard):
         await soon(heard.attached)
         await soon(heard.attached)
         await exchange.asked()
@@ -340,12 +344,9 @@ async def test_a_successor_that_is_to_end_too_is_followed_by_another_one_at_once
         assert connection.reconnects == 0
 
 
-async def test_a_first_socket_that_ends_before_its_successor_is_ready_loses_its_streams_until_it_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(binance_link, "ANSWER_TIMEOUT_S", 0.2)
+async def test_a_first_socket_that_ends_before_its_successor_is_ready_loses_its_streams_until_it_is() -> None:
     exchange = Exchange()
-    async with connected(exchange, BTC) as (_, heard):
+    async with connected(exchange, BTC, timings=StreamTimings(answer_timeout_s=0.2)) as (_, heard):
         await soon(heard.attached)
         await exchange.asked()
         exchange.answers = False
@@ -357,14 +358,10 @@ async def test_a_first_socket_that_ends_before_its_successor_is_ready_loses_its_
         assert await soon(heard.attached) == BTC
 
 
-async def test_a_successor_that_cannot_be_had_is_tried_again_while_the_first_carries_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(binance_ws, "SUCCESSOR_RETRY_S", 0.1)
-    monkeypatch.setattr(binance_ws, "ROTATE_CHECK_S", 0.05)
-    monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.0)
+async def test_a_successor_that_cannot_be_had_is_tried_again_while_the_first_carries_on() -> None:
     exchange = Exchange()
-    async with connected(exchange, BTC) as (connection, heard):
+    quick = StreamTimings(successor_retry_s=0.1, rotate_check_s=0.05, overlap_least_s=0.0)
+    async with connected(exchange, BTC, timings=quick) as (connection, heard):
         await soon(heard.attached)
         await exchange.asked()
         exchange.refuses = 2
@@ -387,15 +384,12 @@ class SetClock(ExchangeClock):
         return self.now_ms
 
 
-async def test_a_socket_is_replaced_when_the_exchanges_clock_says_that_its_day_is_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(binance_ws, "ROTATE_CHECK_S", 0.05)
-    monkeypatch.setattr(binance_ws, "OVERLAP_LEAST_S", 0.0)
+async def test_a_socket_is_replaced_when_the_exchanges_clock_says_that_its_day_is_over() -> None:
+    quick = StreamTimings(rotate_check_s=0.05, overlap_least_s=0.0)
     clock = SetClock()
     now_s = asyncio.get_running_loop().time
     exchange = Exchange()
-    async with connected(exchange, BTC, clock=clock) as (connection, heard):
+    async with connected(exchange, BTC, clock=clock, timings=quick) as (connection, heard):
         await soon(heard.attached)
         await exchange.asked()
         clock.now_ms += 21 * 3_600_000
@@ -486,17 +480,15 @@ async def test_two_series_of_one_stream_are_counted_and_one_that_leaves_does_not
         assert await exchange.asked() == ("UNSUBSCRIBE", ["btcusdt@kline_1m"])
 
 
-async def test_a_series_whose_name_is_not_known_yet_is_subscribed_once_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binance_ws, "NAMES_RETRY_S", 0.05)
+async def test_a_series_whose_name_is_not_known_yet_is_subscribed_once_it_is() -> None:
     exchange = Exchange()
-    async with connected(exchange, BTC, symbols=OneSymbol(refuse=2)) as (_, heard):
+    quick = StreamTimings(names_retry_s=0.05)
+    async with connected(exchange, BTC, symbols=OneSymbol(refuse=2), timings=quick) as (_, heard):
         assert await soon(heard.attached) == BTC
 
 
-async def test_a_series_whose_name_is_not_known_yet_is_not_forgotten_by_a_defect(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bulkheads, "RESTART", Backoff(0.05, 30.0))
+async def test_a_series_whose_name_is_not_known_yet_is_not_forgotten_by_a_defect() -> None:
     exchange = Exchange()
-    async with connected(exchange, BTC, symbols=Broken()) as (_, heard):
+    bulkheads = Bulkheads(restart=Backoff(0.05, 30.0))
+    async with connected(exchange, BTC, symbols=Broken(), bulkheads=bulkheads) as (_, heard):
         assert await soon(heard.attached) == BTC

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -13,13 +14,16 @@ import pytest
 
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.market_data import ws_services
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.records import Origin
 from klinesync.ws import hub
+from klinesync.ws.hub import USUAL_CLIENTS, ClientLimits
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 from support.running_service import Service, running_service
-from support.upstream import until
+from support.waiting import until
 
 NAMES = [f"binance:spot:COIN{number}/USDT:1m" for number in range(12)]
 LIVE = "binance:spot:LIVE/USDT:1m"
@@ -27,12 +31,20 @@ START = 1_700_000_040
 CANDLE = {"open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": 10.0}
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with running_service(tmp_path / "store.sqlite", enable_ondemand_ingest="off") as running:
+@asynccontextmanager
+async def stocked(tmp_path: Path, clients: ClientLimits = USUAL_CLIENTS) -> AsyncIterator[Service]:
+    """A service that has a whole catch-up of each series."""
+    around = Surroundings(tuning=Tuning(clients=clients))
+    async with running_service(tmp_path / "store.sqlite", None, None, around, enable_ondemand_ingest="off") as running:
         for name in NAMES:
             await store(running, name, 0, CATCH_UP_MAX_CANDLES)
         await store(running, LIVE, 0, 1)
+        yield running
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with stocked(tmp_path) as running:
         yield running
 
 
@@ -96,22 +108,20 @@ async def test_other_messages_of_a_client_do_not_wait_for_its_catch_ups(service:
     assert outbox.ended is not None
 
 
-async def test_catch_ups_alone_never_close_a_client_and_one_page_waits_at_a_time(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_catch_ups_alone_never_close_a_client_and_one_page_waits_at_a_time(tmp_path: Path) -> None:
     most_messages = hub.ROOM_MESSAGES + CATCH_UP_MAX_CANDLES + 2 * len(NAMES) + 1
-    monkeypatch.setattr(hub, "OUTBOX_MAX_MESSAGES", most_messages)
-    session, client, _ = await connect(service)
-    async with session:
-        for name in NAMES:
-            await client.send_json({"type": "subscribe", "series_id": name, "since": 0, "ack": True})
-        got = Counter[str]()
-        most = 0
-        while got["caught_up"] < len(NAMES):
-            message = await client.receive_json(timeout=30)
-            got[message["type"]] += 1
-            most = max(most, service.runtime.hub.status.waiting_messages)
-        await client.close()
+    async with stocked(tmp_path, ClientLimits(max_messages=most_messages)) as service:
+        session, client, _ = await connect(service)
+        async with session:
+            for name in NAMES:
+                await client.send_json({"type": "subscribe", "series_id": name, "since": 0, "ack": True})
+            got = Counter[str]()
+            most = 0
+            while got["caught_up"] < len(NAMES):
+                message = await client.receive_json(timeout=30)
+                got[message["type"]] += 1
+                most = max(most, service.runtime.hub.status.waiting_messages)
+            await client.close()
     assert got == {
         "subscribed": len(NAMES),
         "caught_up": len(NAMES),
@@ -123,19 +133,17 @@ async def test_catch_ups_alone_never_close_a_client_and_one_page_waits_at_a_time
 MANY = [SeriesId.parse(f"binance:spot:MANY{number}/USDT:1m") for number in range(1000)]
 
 
-async def test_a_thousand_catch_ups_of_one_connection_hold_one_page_and_do_not_close_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_thousand_catch_ups_of_one_connection_hold_one_page_and_do_not_close_it(tmp_path: Path) -> None:
     each = 40
     rows = [Candle(START + 60 * minute, 1.0, 2.0, 0.5, 1.5, 10.0) for minute in range(each)]
     most_messages = hub.ROOM_MESSAGES + each + 2 * len(MANY)  # acknowledgements come at once
-    monkeypatch.setattr(hub, "OUTBOX_MAX_MESSAGES", most_messages)
+    around = Surroundings(tuning=Tuning(clients=ClientLimits(max_messages=most_messages)))
 
     def fill(store: CandleStore) -> None:
         for series in MANY:
             store.write(series, rows, Origin("test", 1))
 
-    async with running_service(tmp_path / "store.sqlite", enable_ondemand_ingest="off") as service:
+    async with running_service(tmp_path / "store.sqlite", None, None, around, enable_ondemand_ingest="off") as service:
         await service.runtime._database.write(fill)
         session, client, _ = await connect(service)
         async with session:

@@ -12,8 +12,8 @@ from aiohttp import ClientSession
 
 from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
-from klinesync.runtime import bulkheads
-from klinesync.runtime.bulkheads import Part
+from klinesync.market.surroundings import Surroundings
+from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.sim.server import SimConfig, SimServer
 from support.defects import Unexpected, throw_into
 from support.running_service import Service, running_service
@@ -52,14 +52,15 @@ def names(service: Service) -> Counter[str]:
     return Counter(task.get_name() for task in service.runtime.bulkheads.tasks if not task.done())
 
 
-async def test_every_task_of_a_running_service_may_have_a_defect_and_the_service_recovers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bulkheads, "RESTART", Backoff(0.1, 30.0))  # there are some forty tasks
+async def test_every_task_of_a_running_service_may_have_a_defect_and_the_service_recovers(tmp_path: Path) -> None:
+    around = Surroundings(bulkheads=Bulkheads(restart=Backoff(0.1, 30.0)))  # there are some forty tasks
     whitelist = f"{SPOT},{FUTURES}"
     flags = {"whitelist": whitelist, "derived_timeframes": "5m", "retention_days": "3000", "audit_interval_s": "0.2"}
     seen: list[int] = []
-    async with SimServer(SimConfig(speed=SPEED)) as exchange, running_service(tmp_path / "s", exchange, **flags) as one:
+    async with (
+        SimServer(SimConfig(speed=SPEED)) as exchange,
+        running_service(tmp_path / "s", exchange, None, around, **flags) as one,
+    ):
         watching = asyncio.create_task(watch(one, seen))
         await whole(one)
         thrown: set[str] = set()

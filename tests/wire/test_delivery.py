@@ -11,6 +11,7 @@ import struct
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -21,9 +22,13 @@ import websockets.asyncio.client as websockets_client
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.series_id import SeriesId
 from klinesync.market import ws_transport
-from klinesync.ws import hub, rate
+from klinesync.market.limits import ConnectionLimits
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import USUAL_TUNING, Tuning
+from klinesync.ws.hub import Client, ClientLimits
+from klinesync.ws.rate import USUAL_RATE, RateLimits
 from support.running_service import Service, running_service
-from support.upstream import until
+from support.waiting import until
 
 NAME = "binance:spot:BTC/USDT:1m"
 BTC = SeriesId.parse(NAME)
@@ -36,17 +41,27 @@ TEXT, CONTINUATION, BINARY, CLOSE, PING = 1, 0, 2, 8, 9
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path) -> AsyncIterator[Service]:
-    async with running_service(tmp_path / "store.sqlite", enable_ondemand_ingest="off") as running:
+async def serving(tmp_path: Path, tuning: Tuning = USUAL_TUNING) -> AsyncIterator[Service]:
+    around = Surroundings(tuning=tuning)
+    async with running_service(tmp_path / "store.sqlite", None, None, around, enable_ondemand_ingest="off") as running:
         yield running
         # After any test no state of its connections remains.
         await until(lambda: held(running) == 0, "every client is given back")
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with serving(tmp_path) as running:
+async def service(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    async with serving(tmp_path, getattr(request, "param", USUAL_TUNING)) as running:
         yield running
+
+
+def tuned(tuning: Tuning) -> pytest.MarkDecorator:
+    """The service of the test has these limits."""
+    return pytest.mark.parametrize("service", [tuning], indirect=True, ids=["tuned"])
+
+
+# A closing handshake that need not be waited for.
+QUICK_CLOSE = ConnectionLimits(close_timeout_s=0.2)
 
 
 def held(service: Service) -> int:
@@ -161,11 +176,13 @@ async def follower(service: Service) -> AsyncIterator[Follower]:
         yield Follower(opened)
 
 
+SMALL_OUTBOX = Tuning(clients=ClientLimits(max_messages=500), connections=QUICK_CLOSE)
+
+
+@tuned(SMALL_OUTBOX)
 async def test_a_client_that_never_reads_is_bounded_cut_off_and_delays_no_other(
-    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hub, "OUTBOX_MAX_MESSAGES", 500)
-    monkeypatch.setattr(ws_transport, "CLOSE_TIMEOUT_S", 0.2)
     await store(service, 0, 1)
     async with raw_client(service, window=4096, limit=1024) as slow, follower(service) as healthy:
         slow.say(type="subscribe", series_id=NAME, since=START, ack=True)
@@ -191,10 +208,8 @@ async def test_a_client_that_never_reads_is_bounded_cut_off_and_delays_no_other(
         assert healthy.closed == [START + 60 * number for number in range(1, minute)]
 
 
-async def test_a_slow_client_gets_its_close_and_resumes_with_since(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "OUTBOX_MAX_MESSAGES", 3000)
+@tuned(Tuning(clients=ClientLimits(max_messages=3000)))
+async def test_a_slow_client_gets_its_close_and_resumes_with_since(service: Service) -> None:
     async with raw_client(service, window=4096, limit=1024) as slow, follower(service) as healthy:
         slow.say(type="subscribe", series_id=NAME, ack=True)
         assert b'"subscribed"' in (await slow.next())[1]
@@ -263,10 +278,10 @@ async def test_many_clients_connect_and_vanish_in_every_state_and_nothing_is_lef
     await store(service, 0, 2000)
     port = int(service.url.rsplit(":", 1)[1])
     subscribe = frame(TEXT, json.dumps({"type": "subscribe", "series_id": NAME, "since": 0}).encode())
-    disconnected: list[hub.Client] = []
+    disconnected: list[Client] = []
     given_back = service.runtime.market_data.subscriptions.disconnected
 
-    def counted(client: hub.Client) -> None:
+    def counted(client: Client) -> None:
         disconnected.append(client)
         given_back(client)
 
@@ -312,10 +327,8 @@ async def test_a_reset_connection_is_released(service: Service) -> None:
     await until(lambda: held(service) == 0, "it is given back")
 
 
-async def test_a_client_that_ends_its_side_and_does_not_read_is_released_and_cut_off(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ws_transport, "CLOSE_TIMEOUT_S", 0.2)
+@tuned(Tuning(connections=QUICK_CLOSE))
+async def test_a_client_that_ends_its_side_and_does_not_read_is_released_and_cut_off(service: Service) -> None:
     async with raw_client(service, window=4096, limit=1024) as slow:
         slow.say(type="subscribe", series_id=NAME, ack=True)
         await slow.next()
@@ -334,11 +347,8 @@ async def test_a_client_that_ends_its_side_and_does_not_read_is_released_and_cut
         await until(lambda: wire.disconnected, "it is cut off")
 
 
-async def test_a_connection_that_does_not_answer_is_half_open_and_ends(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ws_transport, "CLOSE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(ws_transport.MarketSocket, "connection_made", quick_pings(ws_transport.MarketSocket))
+@tuned(Tuning(connections=replace(QUICK_CLOSE, ping_interval_s=0.05, ping_timeout_s=0.5)))
+async def test_a_connection_that_does_not_answer_is_half_open_and_ends(service: Service) -> None:
     async with raw_client(service) as silent, follower(service) as there:
         answering = asyncio.create_task(there.socket.receive())  # aiohttp answers pings while it receives
         assert (await silent.next())[0] == PING
@@ -350,22 +360,8 @@ async def test_a_connection_that_does_not_answer_is_half_open_and_ends(
         answering.cancel()
 
 
-def quick_pings(protocol: type[ws_transport.MarketSocket]):  # type: ignore[no-untyped-def]  # in place of a method
-    """`connection_made` with a keepalive that needs no waiting."""
-    made = protocol.connection_made
-
-    def quick(self: ws_transport.MarketSocket, transport: asyncio.BaseTransport) -> None:
-        made(self, transport)
-        self.ping_interval, self.ping_timeout = 0.05, 0.5
-
-    return quick
-
-
-async def test_a_client_beyond_the_message_rate_gets_rate_limited_and_stays(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rate, "RATE_BURST", 5)
-    monkeypatch.setattr(rate, "RATE_PER_S", 20.0)
+@tuned(Tuning(clients=ClientLimits(rate=RateLimits(burst=5, per_s=20.0))))
+async def test_a_client_beyond_the_message_rate_gets_rate_limited_and_stays(service: Service) -> None:
     async with raw_client(service) as eager:
         for _ in range(8):
             eager.say(type="ping")
@@ -379,21 +375,16 @@ async def test_a_client_beyond_the_message_rate_gets_rate_limited_and_stays(
                 _, answer = await eager.next()
 
 
-async def test_a_client_that_keeps_exceeding_the_rate_is_closed_with_1008(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rate, "RATE_BURST", 5)
-    monkeypatch.setattr(rate, "RATE_PER_S", 0.001)
+@tuned(Tuning(clients=ClientLimits(rate=RateLimits(burst=5, per_s=0.001))))
+async def test_a_client_that_keeps_exceeding_the_rate_is_closed_with_1008(service: Service) -> None:
     async with raw_client(service) as eager:
-        for _ in range(rate.REFUSED_MAX + 10):
+        for _ in range(USUAL_RATE.refused_max + 10):
             eager.say(type="ping")
         assert await eager.closed_with() == 1008
 
 
-async def test_clients_beyond_the_limit_are_refused_in_the_handshake(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ws_transport, "MAX_CLIENTS", 2)
+@tuned(Tuning(clients=ClientLimits(clients=2)))
+async def test_clients_beyond_the_limit_are_refused_in_the_handshake(service: Service) -> None:
     async with follower(service), follower(service) as second:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await service.http.ws_connect(service.url + "/ws/market")
@@ -509,11 +500,9 @@ def test_the_same_on_the_loop_of_the_service(scenario: Callable[[Service], Await
     uvloop.run(on_uvloop())
 
 
-def test_a_client_that_never_reads_on_the_loop_of_the_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_client_that_never_reads_on_the_loop_of_the_service(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def on_uvloop() -> None:
-        async with serving(tmp_path) as service:
-            await test_a_client_that_never_reads_is_bounded_cut_off_and_delays_no_other(service, monkeypatch, caplog)
+        async with serving(tmp_path, SMALL_OUTBOX) as service:
+            await test_a_client_that_never_reads_is_bounded_cut_off_and_delays_no_other(service, caplog)
 
     uvloop.run(on_uvloop())

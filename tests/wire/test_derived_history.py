@@ -16,18 +16,19 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Errand, History, HistoryPage
-from klinesync.market_data import exchange_time
+from klinesync.market.tuning import Tuning
 from klinesync.market_data.findings import SeriesAudit
 from klinesync.market_data.verify import verify
 from klinesync.runtime.flags import load_flags
-from klinesync.sim import generator, server
+from klinesync.sim import generator
 from klinesync.sim.exchange import Grid
 from klinesync.sim.faults import RestError
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.derived_candles import roll_up
 from support.running_service import Service, retrying, running_service
-from support.upstream import truth, until
+from support.upstream import truth
+from support.waiting import until
 
 BASE = SeriesId.parse("binance:spot:ETH/USDT:1m")
 MINUTE = BASE.timeframe
@@ -39,9 +40,7 @@ LISTED = generator.LISTED_DAYS
 PATIENCE_S = 40.0
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange_time, "CLOCK_AGE_S", 0.2)
+JUMPING = Tuning(clock_age_s=0.2)  # a jump of the exchange's clock is seen soon
 
 
 @asynccontextmanager
@@ -49,7 +48,7 @@ async def reading(
     store: Path, exchange: SimServer | None, *, whitelist_ingest: str = "off", **flags: str
 ) -> AsyncIterator[Service]:
     given = {"enable_whitelist_ingest": whitelist_ingest, "audit_interval_s": "0"} | flags
-    async with running_service(store, exchange, None, retrying(0.2), **given) as service:
+    async with running_service(store, exchange, None, retrying(0.2, tuning=JUMPING), **given) as service:
         yield service
 
 
@@ -244,10 +243,9 @@ async def test_failed_native_candles_are_retried(tmp_path: Path) -> None:
 async def test_native_candles_before_the_exchanges_first_are_not_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "LISTED_DAYS", 30)
     days = BASE.with_timeframe(DAY)
     async with (
-        SimServer(SimConfig(symbols=3, start=START)) as exchange,
+        SimServer(SimConfig(symbols=3, start=START, listed_days=30)) as exchange,
         reading(tmp_path / "store.sqlite", exchange) as service,
     ):
         candles = await until_page(service, days, 30)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import resource
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -13,10 +14,13 @@ import pytest
 
 from klinesync.market import http_limits
 from klinesync.market.guard import guarded
+from klinesync.market.limits import USUAL_CONNECTIONS, ConnectionLimits
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.market_data import status_service
 from support.processes import klinesync, running, serve_arguments
 from support.running_service import Service, running_service
-from support.upstream import until
+from support.waiting import until
 
 TOKEN = "a-token-of-some-length"
 BTC = "binance:spot:BTC/USDT:1m"
@@ -87,7 +91,7 @@ async def test_connections_are_limited_by_the_systems_limit_of_open_files(tmp_pa
             await service.address("klinesync serves")
             allowed, most = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
             assert most == before[1]
-            wanted = http_limits.MAX_CONNECTIONS + http_limits.OTHER_FILES
+            wanted = USUAL_CONNECTIONS.connections + http_limits.OTHER_FILES
             assert allowed == (wanted if most == resource.RLIM_INFINITY else min(wanted, most))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -96,8 +100,8 @@ async def test_connections_are_limited_by_the_systems_limit_of_open_files(tmp_pa
 @pytest.mark.parametrize(
     ("files", "clients"),
     [
-        (resource.RLIM_INFINITY, http_limits.MAX_CONNECTIONS),
-        (1_000_000, http_limits.MAX_CONNECTIONS),
+        (resource.RLIM_INFINITY, USUAL_CONNECTIONS.connections),
+        (1_000_000, USUAL_CONNECTIONS.connections),
         (20_000, 20_000 - http_limits.OTHER_FILES),
         (256, 128),
     ],
@@ -435,10 +439,24 @@ async def test_bodies_and_pipelined_requests_do_not_count_as_heads(service: Serv
     assert answer.count(b"HTTP/1.1 200 OK") == 1002
 
 
-async def test_an_unfinished_request_is_cut_off(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.05)
+@asynccontextmanager
+async def limited(tmp_path: Path, limits: ConnectionLimits) -> AsyncIterator[Service]:
+    """A service with these limits of connections."""
+    around = Surroundings(tuning=Tuning(connections=limits))
+    async with running_service(tmp_path / "store.sqlite", None, None, around) as running:
+        yield running
+
+
+@pytest.fixture
+async def hurried(tmp_path: Path) -> AsyncIterator[Service]:
+    """A service that waits for a request's head for a short time."""
+    async with limited(tmp_path, ConnectionLimits(head_timeout_s=0.05)) as running:
+        yield running
+
+
+async def test_an_unfinished_request_is_cut_off(hurried: Service) -> None:
     for begin in (b"", b"GET / HTTP/1.1\r\nHost:", b"\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET"):
-        port = int(service.url.rpartition(":")[2])
+        port = int(hurried.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(begin)
         async with asyncio.timeout(60):
@@ -446,11 +464,8 @@ async def test_an_unfinished_request_is_cut_off(service: Service, monkeypatch: p
         writer.close()
 
 
-async def test_a_socket_is_not_cut_off_for_a_request_that_it_finished(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.05)
-    async with service.http.ws_connect(service.url + "/ws/market") as socket:
+async def test_a_socket_is_not_cut_off_for_a_request_that_it_finished(hurried: Service) -> None:
+    async with hurried.http.ws_connect(hurried.url + "/ws/market") as socket:
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 await socket.receive(timeout=0.05)
@@ -458,11 +473,8 @@ async def test_a_socket_is_not_cut_off_for_a_request_that_it_finished(
         assert await socket.receive_json(timeout=10) == {"type": "pong"}
 
 
-async def test_connections_are_bounded_and_one_that_ends_makes_room(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_limits, "MAX_CONNECTIONS", 2)
-    async with aiohttp.ClientSession() as http:
+async def test_connections_are_bounded_and_one_that_ends_makes_room(tmp_path: Path) -> None:
+    async with limited(tmp_path, ConnectionLimits(connections=2)) as service, aiohttp.ClientSession() as http:
         first = await http.ws_connect(service.url + "/ws/market")
         async with http.ws_connect(service.url + "/ws/market"):
             status, answer = await raw(service, GET + b"\r\n")

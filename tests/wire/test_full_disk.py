@@ -12,7 +12,8 @@ import pytest
 
 from klinesync.cli import main
 from klinesync.core.series_id import SeriesId
-from klinesync.market import runtime
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage.sqlite import SqliteDatabase
 from support.processes import SERIES, running, serve_arguments
@@ -189,9 +190,9 @@ async def limit(service: Service, pages: int) -> None:
     )
 
 
-async def test_readyz_recovers_by_itself_where_nobody_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "STORE_PROBE_S", 0.01)
-    async with running_service(tmp_path / "store.sqlite") as service:
+async def test_readyz_recovers_by_itself_where_nobody_writes(tmp_path: Path) -> None:
+    around = Surroundings(tuning=Tuning(store_probe_s=0.01))
+    async with running_service(tmp_path / "store.sqlite", None, None, around) as service:
         await limit(service, 1)
         candles = [
             {"candle_time": minute * 60, "open": 1.0, "high": 1.0, "low": 1.0, "close": 1.0, "volume": 1.0}

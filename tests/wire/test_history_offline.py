@@ -17,7 +17,8 @@ from klinesync.exchanges.ccxt import installed as ccxt_installed
 from klinesync.sim.server import SimConfig, SimServer
 from support.history_files import minutes, write_freqtrade
 from support.running_service import Service, retrying, running_service
-from support.upstream import truth, until
+from support.upstream import truth
+from support.waiting import until
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 BTC_5M = SeriesId.parse("binance:spot:BTC/USDT:5m")

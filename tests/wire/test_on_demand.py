@@ -12,10 +12,13 @@ import aiohttp
 import pytest
 
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import supervisor
+from klinesync.ingest.timings import FollowTimings
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.sim.server import SimConfig, SimServer
 from support.running_service import Service, running_service
-from support.upstream import complete, until
+from support.upstream import complete
+from support.waiting import until
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -23,9 +26,7 @@ ETH_5M = SeriesId.parse("binance:spot:ETH/USDT:5m")
 FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "TICK_S", 0.05)
+QUICK = Surroundings(tuning=Tuning(follow=FollowTimings(tick_s=0.05)))
 
 
 @asynccontextmanager
@@ -38,7 +39,7 @@ async def serving(tmp_path: Path, symbols: int = 3, **flags: str) -> AsyncIterat
     } | flags
     async with (
         SimServer(SimConfig(speed=60, symbols=symbols)) as exchange,
-        running_service(tmp_path / "store.sqlite", exchange, **given) as service,
+        running_service(tmp_path / "store.sqlite", exchange, None, QUICK, **given) as service,
     ):
         await until(lambda: BTC in service.runtime.supervisors.followed(), "the whitelist is followed")
         yield exchange, service

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,20 @@ from klinesync.client.updates import ClosedCandle, FormingCandle, Gap
 from klinesync.core.backoff import Backoff
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
-from klinesync.exchanges import whole_lists
-from klinesync.exchanges.ccxt import rest as ccxt_rest
-from klinesync.exchanges.ccxt import turn_queue
 from klinesync.exchanges.ccxt.entry import CcxtEntry
-from klinesync.ingest import followed, listing_watch, market_watch, supervisor
+from klinesync.exchanges.ccxt.timings import CcxtTimings, TurnTimings
+from klinesync.exchanges.whole_lists import ListTimings
+from klinesync.ingest.timings import FollowTimings
 from klinesync.market.runtime_builder import build_market_runtime
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.runtime.flags import load_flags
 from klinesync.sim.faults import Outage
 from klinesync.sim.server import SimConfig, SimServer
 from support.running_service import Service, running_service
 from support.simex import Pointed
-from support.upstream import PATIENCE_S, complete, passed, stored, truth, until
+from support.upstream import complete, passed, stored, truth
+from support.waiting import PATIENCE_S, until
 
 BTC = SeriesId.parse("simex:spot:BTC/USDT:1m")
 BTC_5M = SeriesId.parse("simex:spot:BTC/USDT:5m")
@@ -38,14 +41,14 @@ FUTURES = SeriesId.parse("simex:futures:BTC/USDT:1m")
 WAIT_S = 60.0
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "TICK_S", 0.05)
-    monkeypatch.setattr(market_watch, "CLOCK_AGE_S", 0.5)
+QUICK = FollowTimings(tick_s=0.05, clock_age_s=0.5)
+QUICK_POLLS = CcxtTimings(poll_least_s=0.1)
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, **flags: str) -> AsyncIterator[tuple[SimServer, Service, list[Pointed]]]:
+async def serving(
+    tmp_path: Path, *, follow: FollowTimings = QUICK, timings: CcxtTimings = QUICK_POLLS, **flags: str
+) -> AsyncIterator[tuple[SimServer, Service, list[Pointed]]]:
     """A service without series of Binance, and an exchange `simex`."""
     made: list[Pointed] = []
     given = {"startup_kline_sync_target_candles": "20", "ondemand_idle_ttl_s": "0.3", "audit_interval_s": "0"} | flags
@@ -55,11 +58,9 @@ async def serving(tmp_path: Path, **flags: str) -> AsyncIterator[tuple[SimServer
             made.append(Pointed(exchange.http_url))
             return made[-1]
 
-        others = CcxtEntry(
-            makers={"simex": make},
-            poll_least_s=0.1,
-        )
-        async with running_service(tmp_path / "store.sqlite", None, others, **given) as service:
+        others = CcxtEntry(makers={"simex": make}, timings=timings)
+        around = Surroundings(tuning=Tuning(follow=follow))
+        async with running_service(tmp_path / "store.sqlite", None, others, around, **given) as service:
             yield exchange, service, made
     assert all(one.closed for one in made)
     assert "ccxt" not in {thread.name for thread in threading.enumerate()}
@@ -121,17 +122,19 @@ async def test_an_outage_of_the_exchange_is_declared_and_confirmed_empty(tmp_pat
         assert gaps == {"unknown": 0, "healing": 0, "confirmed_empty": 3, "lost": 0}
 
 
-async def test_only_a_second_list_without_the_symbol_proves_it_delisted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(followed, "SUSPECT_LISTINGS_AGE_S", 1.0)
-    monkeypatch.setattr(listing_watch, "LISTINGS_AGE_S", 0.2)
-    monkeypatch.setattr(listing_watch, "LISTINGS_PAUSE_S", 0.05)
-    monkeypatch.setattr(ccxt_rest, "UNLISTED_TTL_S", 0.1)
-    monkeypatch.setattr(turn_queue, "TROUBLE", Backoff(0.05, 0.05))
-    monkeypatch.setattr(whole_lists, "FIRST_LIST", Backoff(0.05, 30.0))
-    monkeypatch.setattr(whole_lists, "NEXT_LIST", Backoff(0.05, 0.2))
-    async with serving(tmp_path, whitelist=str(BTC), enable_whitelist_ingest="on") as (exchange, service, made):
+async def test_only_a_second_list_without_the_symbol_proves_it_delisted(tmp_path: Path) -> None:
+    follow = replace(QUICK, suspect_listings_age_s=1.0, listings_age_s=0.2, listings_pause_s=0.05)
+    timings = CcxtTimings(
+        poll_least_s=0.1,
+        unlisted_ttl_s=0.1,
+        turns=TurnTimings(trouble=Backoff(0.05, 0.05)),
+        lists=ListTimings(first=Backoff(0.05, 30.0), next=Backoff(0.05, 0.2)),
+    )
+    async with serving(tmp_path, follow=follow, timings=timings, whitelist=str(BTC), enable_whitelist_ingest="on") as (
+        exchange,
+        service,
+        made,
+    ):
         await complete(service, exchange, BTC)
 
         def state() -> str:
@@ -239,8 +242,11 @@ async def test_a_whitelist_with_an_unavailable_exchange_ends_the_start(tmp_path:
 
 
 async def test_with_history_over_rest_off_a_series_is_followed_from_the_forming_candle_on(tmp_path: Path) -> None:
-    flags = {"whitelist": str(BTC), "enable_whitelist_ingest": "on", "enable_ccxt_backfill": "off"}
-    async with serving(tmp_path, **flags) as (exchange, service, _):
+    async with serving(tmp_path, whitelist=str(BTC), enable_whitelist_ingest="on", enable_ccxt_backfill="off") as (
+        exchange,
+        service,
+        _,
+    ):
         began = exchange.now_ms() // 60_000 * 60
         await passed(exchange, 200)
         async with asyncio.timeout(PATIENCE_S):

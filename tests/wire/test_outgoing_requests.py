@@ -30,7 +30,8 @@ from klinesync.runtime.proxies import Proxies, Proxy
 from klinesync.sim.server import SimConfig, SimServer
 from support.outgoing import forward_proxy, signpost, tls_front
 from support.processes import running_anew, serve_arguments
-from support.upstream import PATIENCE_S, plain_id
+from support.upstream import plain_id
+from support.waiting import PATIENCE_S
 
 SERIES = SeriesId.parse("binance:spot:BTC/USDT:1m")
 # Names that cannot be encoded, a missing host, a path, and nothing at all.

@@ -17,18 +17,19 @@ from klinesync.core.candle import Candle
 from klinesync.core.derived import fold
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.exchanges.binance import rest_gate
+from klinesync.exchanges.binance.timings import LONGEST_BLOCK_S, RestTimings
 from klinesync.exchanges.exchange import Urgency
 from klinesync.history.pending import RetryPolicy
 from klinesync.market.surroundings import Surroundings
-from klinesync.market_data import exchange_time
+from klinesync.market.tuning import Tuning
 from klinesync.runtime.clock import SystemClock
-from klinesync.sim import server
 from klinesync.sim.faults import Fault, RateLimit
+from klinesync.sim.generator import LISTED_DAYS
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from support.running_service import Service, retrying, running_service
-from support.upstream import complete, truth, until
+from support.upstream import complete, truth
+from support.waiting import until
 
 SPOT = SeriesId.parse("binance:spot:ETH/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:ETH/USDT:1m")
@@ -65,12 +66,6 @@ class Exchange(SimServer):
             body = {"advance_s": seconds}
             async with http.post(self.http_url + "/sim/clock", json=body) as response:
                 assert response.status == 200
-
-
-@pytest.fixture(autouse=True)
-def _clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exchange does not report a jump of its clock: its time is requested again soon."""
-    monkeypatch.setattr(exchange_time, "CLOCK_AGE_S", 0.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +121,9 @@ async def covered(
     """A service with coverage of reads, which follows subscribed series alone."""
     given = {"enable_whitelist_ingest": "off", "audit_interval_s": "0"} | flags
     given["market_auto_tail_backfill_max_candles"] = str(max_candles)
+    around = around or Surroundings()
+    # The exchange does not report a jump of its clock: its time is requested again soon.
+    around = replace(around, tuning=replace(around.tuning, clock_age_s=0.2))
     async with running_service(store, exchange, None, around, **given) as service:
         yield service
 
@@ -137,11 +135,12 @@ async def reading(
     max_candles: int = 2000,
     speed: float = 1.0,
     start: int = START,
+    listed_days: int = LISTED_DAYS,
     around: Surroundings | None = None,
     **flags: str,
 ) -> AsyncIterator[Reading]:
     async with (
-        Exchange(SimConfig(symbols=3, start=start, speed=speed)) as exchange,
+        Exchange(SimConfig(symbols=3, start=start, speed=speed, listed_days=listed_days)) as exchange,
         covered(tmp_path / "store.sqlite", exchange, max_candles=max_candles, around=around, **flags) as service,
     ):
         yield Reading(service, exchange)
@@ -149,7 +148,7 @@ async def reading(
 
 @pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
 async def test_the_tail_of_a_series_that_is_not_followed_is_stored_for_the_next_read(
-    series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    series: SeriesId, tmp_path: Path
 ) -> None:
     async with reading(tmp_path, around=retrying(0.2)) as world:
         assert await world.page(series) == [], "it does not wait"
@@ -171,7 +170,7 @@ async def test_the_tail_of_a_series_that_is_not_followed_is_stored_for_the_next_
         assert world.service.runtime.supervisors.jobs_state() == [], "nothing is followed for it"
 
 
-async def test_nothing_is_requested_for_a_current_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_requested_for_a_current_series(tmp_path: Path) -> None:
     async with reading(tmp_path, around=retrying(0.0), max_candles=50) as world:
         await world.until_page(lambda page: len(page) == 50, SPOT, limit=50)
         asked = len(world.exchange.asked)
@@ -222,12 +221,9 @@ async def test_a_tail_beyond_the_limit_of_a_read_leaves_a_gap_that_is_healed(tmp
 
 
 @pytest.mark.parametrize("series", [SPOT, FUTURES], ids=str)
-async def test_scrolling_back_ends_at_the_listing_and_requests_nothing_then(
-    series: SeriesId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "LISTED_DAYS", 3)
+async def test_scrolling_back_ends_at_the_listing_and_requests_nothing_then(series: SeriesId, tmp_path: Path) -> None:
     listing = (START // 86_400 - 3) * 86_400
-    async with reading(tmp_path, around=retrying(0.2), max_candles=1500) as world:
+    async with reading(tmp_path, around=retrying(0.2), max_candles=1500, listed_days=3) as world:
         page = await world.until_page(lambda page: page[-1:] == world.truth(series, NEWEST, NEWEST + 60), series)
         candles = page
         while page:
@@ -292,11 +288,10 @@ async def test_an_attempt_is_followed_by_a_cooldown(tmp_path: Path, monkeypatch:
         assert len(world.exchange.asked) == asked + 1
 
 
-async def test_a_ban_during_a_read_keeps_the_candles_before_and_delays_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(rest_gate.LONGEST_BLOCK_S, Urgency.READ, 0.1)
-    async with reading(tmp_path, around=retrying(0.05), max_candles=2500) as world:
+async def test_a_ban_during_a_read_keeps_the_candles_before_and_delays_the_rest(tmp_path: Path) -> None:
+    blocks = RestTimings(longest_block_s={**LONGEST_BLOCK_S, Urgency.READ: 0.1})
+    around = retrying(0.05, tuning=Tuning(binance_rest=blocks))
+    async with reading(tmp_path, around=around, max_candles=2500) as world:
         # Symbols, time and the first page are answered; then 429, and a further request is banned.
         fault: Fault = RateLimit(after=3, count=1, retry_after_s=1, ban_s=6.0)
         world.exchange.faults.add(fault)
@@ -338,9 +333,7 @@ async def test_stored_candles_are_served_at_once_while_the_exchange_is_unreachab
         assert await world.page(SPOT, limit=1000) == candles
 
 
-async def test_unlisted_symbols_and_unknown_exchanges_cost_no_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unlisted_symbols_and_unknown_exchanges_cost_no_request(tmp_path: Path) -> None:
     async with reading(tmp_path, around=retrying(0.0)) as world:
         gone = SeriesId.parse("binance:spot:GONE/USDT:1m")
         other = SeriesId.parse("kraken:spot:BTC/USD:1m")

@@ -21,7 +21,8 @@ from klinesync.runtime.http_client import HttpClient
 from klinesync.sim.faults import Delist, RateLimit, RestError
 from klinesync.sim.server import SimConfig, SimServer
 from support.candles import bare
-from support.upstream import truth, until
+from support.upstream import truth
+from support.waiting import until
 
 T = TypeVar("T")
 

@@ -6,18 +6,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import pytest
 from aiohttp import web
 
 from klinesync.core.backoff import Backoff
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import audit, followed
+from klinesync.ingest.timings import AuditLimits, FollowTimings
+from klinesync.market.tuning import Tuning
 from klinesync.sim.faults import Disconnect, DropClosed
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.sim.tape import Market
 from support.history_files import write_freqtrade
 from support.running_service import Service, retrying, running_service
-from support.upstream import passed, plain, stored, truth, until
+from support.upstream import passed, plain, stored, truth
+from support.waiting import until
 
 SPOT = SeriesId.parse("binance:spot:BTC/USDT:1m")
 FUTURES = SeriesId.parse("binance:futures:BTC/USDT:1m")
@@ -33,11 +34,10 @@ OFF = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(followed, "FRUITLESS", Backoff(0.2, 300.0))
-    monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.2)
-    monkeypatch.setattr(audit, "AUDIT_AGE_S", 0)
+QUICK = Tuning(
+    follow=FollowTimings(fruitless=Backoff(0.2, 300.0)),
+    audit=AuditLimits(age_s=0, again_s=0.2),
+)
 
 
 class Exchange(SimServer):
@@ -73,7 +73,7 @@ async def test_candles_from_before_the_live_edge_are_never_read_over_rest(
         async with running_service(store, None) as service:
             await with_a_past(service, exchange)
         began_s = exchange.now_ms() // 60_000 * 60
-        async with running_service(store, exchange, None, retrying(0.05, 3600.0), **OFF) as service:
+        async with running_service(store, exchange, None, retrying(0.05, 3600.0, QUICK), **OFF) as service:
             startup = service.runtime.startup
             await until(lambda: startup.progress().done == 2, "the start does not wait for what nobody reads")
             for series in (SPOT, FUTURES, HOURS, UNFOLLOWED):
@@ -113,7 +113,7 @@ async def test_files_fill_history_that_rest_must_not(tmp_path: Path) -> None:
         files = {"market_history_source": "freqtrade", "freqtrade_data_dir": str(tmp_path / "data")}
         began_s = exchange.now_ms() // 60_000 * 60
         async with running_service(
-            store, exchange, None, retrying(0.05, 3600.0), **OFF | files | {"whitelist": str(SPOT)}
+            store, exchange, None, retrying(0.05, 3600.0, QUICK), **OFF | files | {"whitelist": str(SPOT)}
         ) as service:
             right = truth(exchange, SPOT, range(NEWEST - 86_400, NEWEST, 60))
             async with asyncio.timeout(60):

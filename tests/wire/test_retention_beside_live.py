@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import pytest
-
 from klinesync.cli import main
 from klinesync.core.timeframe import DAY_S
-from klinesync.market_data import retention
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
+from klinesync.market_data.retention import Trimming
 from klinesync.sim.server import SimConfig, SimServer
 from support.processes import SERIES
 from support.running_service import Service, running_service
@@ -28,13 +28,13 @@ async def edges(service: Service) -> tuple[int, int] | None:
     return int(candles[0]["candle_time"]), head
 
 
-async def test_a_service_trims_old_candles_while_it_ingests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "PERIOD_S", 0.05)
+async def test_a_service_trims_old_candles_while_it_ingests(tmp_path: Path) -> None:
+    around = Surroundings(tuning=Tuning(trimming=Trimming(period_s=0.05)))
     store = tmp_path / "store.sqlite"
     flags = {"startup_kline_sync_target_candles": "6000", "retention_days": "1", "whitelist": str(SERIES)}
     async with (
         SimServer(SimConfig(speed=600, symbols=2)) as exchange,
-        running_service(store, exchange, **flags) as service,
+        running_service(store, exchange, None, around, **flags) as service,
         asyncio.timeout(90),
     ):
         while (found := await edges(service)) is None or found[1] - found[0] >= 2 * DAY_S or found[0] % DAY_S:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import TypedDict
 
 import aiohttp
@@ -38,6 +38,7 @@ from klinesync.sim.faults import (
     Unlisted,
 )
 from klinesync.sim.server import SimConfig, SimServer
+from support.waiting import until
 
 START_S = 1_780_315_200 + 17
 PATIENCE_S = 20.0
@@ -141,12 +142,6 @@ async def status(http: aiohttp.ClientSession, server: SimServer, path: str) -> t
         body = await answer.json()
         assert answer.status == 200 or {"code", "msg"} == set(body)
         return answer.status, answer.headers.get("Retry-After")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def stream(server: SimServer, *names: str, market: str = "") -> str:

@@ -15,7 +15,7 @@ from aiohttp import WSMsgType
 
 import klinesync.sim.server as server_module
 from klinesync.core.errors import Rejected
-from klinesync.sim.server import SimConfig, SimServer
+from klinesync.sim.server import ReaderLimits, SimConfig, SimServer
 from klinesync.sim.streams import Listener, Streams
 
 START_S = 1_780_315_200 + 17
@@ -251,12 +251,9 @@ async def test_a_connection_ends_after_its_day_on_the_exchanges_clock(
         assert socket.closed
 
 
-async def test_a_reader_that_stops_is_cut_off_and_nobody_waits_for_it(
-    monkeypatch: pytest.MonkeyPatch, http: aiohttp.ClientSession
-) -> None:
-    monkeypatch.setattr(server_module, "MAX_BUFFER_BYTES", 600_000)
-    monkeypatch.setattr(server_module, "STALLED_S", 0.05)
-    async with SimServer(SimConfig(symbols=40, start=START_S)) as server:
+async def test_a_reader_that_stops_is_cut_off_and_nobody_waits_for_it(http: aiohttp.ClientSession) -> None:
+    readers = ReaderLimits(stalled_s=0.05, max_buffer_bytes=600_000)
+    async with SimServer(SimConfig(symbols=40, start=START_S, readers=readers)) as server:
         await clock(http, server, pause=True)
         await _leave_one_stuck(http, server)
 
@@ -290,12 +287,9 @@ async def _leave_one_stuck(http: aiohttp.ClientSession, server: SimServer) -> No
     stuck.close()
 
 
-async def test_an_honest_reader_that_pauses_loses_nothing_of_a_long_advance(
-    monkeypatch: pytest.MonkeyPatch, http: aiohttp.ClientSession
-) -> None:
-    monkeypatch.setattr(server_module, "MAX_BUFFER_BYTES", 600_000)
-    monkeypatch.setattr(server_module, "STALLED_S", 600.0)
-    async with SimServer(SimConfig(symbols=40, start=START_S)) as server:
+async def test_an_honest_reader_that_pauses_loses_nothing_of_a_long_advance(http: aiohttp.ClientSession) -> None:
+    readers = ReaderLimits(stalled_s=600.0, max_buffer_bytes=600_000)
+    async with SimServer(SimConfig(symbols=40, start=START_S, readers=readers)) as server:
         await clock(http, server, pause=True)
         names = "/".join(f"{name.lower()}@kline_1m" for name in server.exchange.spot)
         async with http.ws_connect(f"{server.ws_url}/stream?streams={names}", max_msg_size=0) as reader:

@@ -6,16 +6,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
-from klinesync.core.backoff import Backoff
-from klinesync.exchanges import reach
-from klinesync.exchanges.binance import streams as binance_ws
+from klinesync.exchanges.binance.timings import RECONNECT, StreamTimings
+from klinesync.exchanges.reach import USUAL_SILENCE
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.sim.faults import RefuseConnect, RestError, Silent
 from klinesync.sim.server import SimConfig, SimServer
 from support.running_service import Service, running_service
@@ -126,12 +127,10 @@ async def test_an_exchange_that_dies_is_red_within_seconds_and_green_again_once_
             assert {one["status"] for one in told} == {"green", "yellow", "red"}
 
 
-async def test_all_streams_are_live_within_ten_seconds_of_the_exchanges_return(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_all_streams_are_live_within_ten_seconds_of_the_exchanges_return(tmp_path: Path) -> None:
     """For any backoff of each connection."""
-    longest_s = binance_ws.RECONNECT.most_s
-    monkeypatch.setattr(binance_ws, "RECONNECT", Backoff(longest_s, longest_s, jitter=0.5))
+    longest = replace(RECONNECT, initial_s=RECONNECT.most_s)
+    around = Surroundings(tuning=Tuning(binance_streams=StreamTimings(reconnect=longest)))
     async with AsyncExitStack() as stack:
         exchange = await stack.enter_async_context(SimServer(SimConfig(symbols=4)))
         port = int(exchange.http_url.rpartition(":")[2])
@@ -142,7 +141,8 @@ async def test_all_streams_are_live_within_ten_seconds_of_the_exchanges_return(
             ),
             "binance_ws_streams_per_connection": "1",
         }
-        service = await stack.enter_async_context(running_service(tmp_path / "store.sqlite", exchange, **flags))
+        running = running_service(tmp_path / "store.sqlite", exchange, None, around, **flags)
+        service = await stack.enter_async_context(running)
         supervisor = service.runtime.supervisors
 
         def live() -> int:
@@ -171,7 +171,7 @@ async def test_a_quiet_exchange_is_asked_for_its_time_and_is_never_red(tmp_path:
         def was_silent_for_long(_: Json) -> bool:
             last_s = watch.frame_s
             now_s = asyncio.get_running_loop().time()
-            return last_s is not None and now_s - last_s > 2 * reach.UNREACHABLE_AFTER_S
+            return last_s is not None and now_s - last_s > 2 * USUAL_SILENCE.unreachable_after_s
 
         seen = await until(service, was_silent_for_long)
         assert all(one["status"] != "red" and spot(one)["state"] != "unreachable" for one in seen)
@@ -244,11 +244,9 @@ async def test_the_status_stream_shows_an_on_demand_series_go_live(tmp_path: Pat
             await until(service, lambda one: bool(spot(one)["streams"]["live"] == 2))
 
 
-async def test_more_streams_of_status_than_may_be_open_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("klinesync.market_data.status_service.MAX_STREAMS", 1)
-    async with running_service(tmp_path / "store.sqlite") as service, events(service) as told:
+async def test_more_streams_of_status_than_may_be_open_are_refused(tmp_path: Path) -> None:
+    around = Surroundings(tuning=Tuning(status_streams=1))
+    async with running_service(tmp_path / "store.sqlite", None, None, around) as service, events(service) as told:
         async with asyncio.timeout(TIMEOUT_S):
             while not told:
                 await asyncio.sleep(0.01)

@@ -10,13 +10,16 @@ import pytest
 
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.ingest import audit, supervisor
+from klinesync.ingest.timings import AuditLimits, FollowTimings
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from klinesync.sim.rest_request import RestRequest
 from klinesync.sim.server import SimConfig, SimServer
 from support.history_files import minutes, write_freqtrade
 from support.processes import klinesync
 from support.running_service import Service, running_service
-from support.upstream import complete, passed, stored, until
+from support.upstream import complete, passed, stored
+from support.waiting import until
 
 
 async def test_a_backfill_of_an_unlisted_symbol_ends_at_once_and_stores_nothing(tmp_path: Path) -> None:
@@ -67,8 +70,7 @@ async def seen(service: Service, series: SeriesId) -> Ended:
 async def test_an_imported_series_that_is_not_listed_is_served_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "TICK_S", 0.05)
-    monkeypatch.setattr(audit, "AUDIT_AGAIN_S", 0.1)
+    tuning = Tuning(follow=FollowTimings(tick_s=0.05), audit=AuditLimits(again_s=0.1))
     store = tmp_path / "store.sqlite"
     async with SimServer(SimConfig(symbols=2, contracts=True, odd_symbols=True, speed=60)) as exchange:
         asked: list[tuple[str, str]] = []
@@ -90,8 +92,8 @@ async def test_an_imported_series_that_is_not_listed_is_served_as_it_is(
             assert done[0] == 0, done
         async with (
             running_service(
-                store, exchange, whitelist=f"{LISTED},{UNLISTED[0]}", audit_interval_s="0.02",
-                startup_kline_sync_target_candles="400",
+                store, exchange, None, Surroundings(tuning=tuning), whitelist=f"{LISTED},{UNLISTED[0]}",
+                audit_interval_s="0.02", startup_kline_sync_target_candles="400",
             ) as service,
             service.http.ws_connect(service.url + "/ws/market") as socket,
         ):  # fmt: skip

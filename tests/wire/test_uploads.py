@@ -7,14 +7,17 @@ import gc
 import json
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from klinesync.market import bodies
+from klinesync.market.limits import BodyLimits
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
 from support.running_service import Service, running_service
-from support.upstream import until
+from support.waiting import until
 
 BTC = "binance:spot:BTC/USDT:1m"
 PATH = b"/api/market/ingest/candles_closed"
@@ -102,34 +105,43 @@ async def test_bodies_that_are_refused_leave_nothing_for_the_garbage_collector(
     assert after - before < 2 * MIB
 
 
-async def test_a_body_that_stalls_is_ended(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "STALL_TIMEOUT_S", 0.1)
-    for begin in (b"", b'{"series_id":'):
+def limited(tmp_path: Path, limits: BodyLimits) -> AbstractAsyncContextManager[Service]:
+    """A service with these limits of bodies."""
+    return running_service(tmp_path / "store.sqlite", None, None, Surroundings(tuning=Tuning(bodies=limits)))
+
+
+async def test_a_body_that_stalls_is_ended(tmp_path: Path) -> None:
+    async with limited(tmp_path, BodyLimits(stall_timeout_s=0.1)) as service:
+        for begin in (b"", b'{"series_id":'):
+            reader, writer = await connected(service)
+            writer.write(head(1000) + begin)
+            status, headers, told = await answer(reader)
+            assert (status, told["code"], headers["connection"]) == (408, "too_slow", "close")
+            writer.close()
+
+
+async def test_a_drip_is_ended_although_bytes_come(tmp_path: Path) -> None:
+    async with limited(tmp_path, BodyLimits(speed_window_s=0.2)) as service:
         reader, writer = await connected(service)
-        writer.write(head(1000) + begin)
-        status, headers, told = await answer(reader)
-        assert (status, told["code"], headers["connection"]) == (408, "too_slow", "close")
+        writer.write(head(1 << 20))
+        answered = asyncio.create_task(answer(reader))
+        async with asyncio.timeout(60):
+            while not answered.done():
+                writer.write(b" ")
+                await asyncio.sleep(0.01)
+        assert answered.result()[0] == 408
         writer.close()
 
 
-async def test_a_drip_is_ended_although_bytes_come(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "SPEED_WINDOW_S", 0.2)
-    reader, writer = await connected(service)
-    writer.write(head(1 << 20))
-    answered = asyncio.create_task(answer(reader))
-    async with asyncio.timeout(60):
-        while not answered.done():
-            writer.write(b" ")
-            await asyncio.sleep(0.01)
-    assert answered.result()[0] == 408
-    writer.close()
+@pytest.fixture
+async def small_budget(tmp_path: Path) -> AsyncIterator[Service]:
+    """A service that holds 3 MiB of bodies, and refuses slow ones at any age."""
+    async with limited(tmp_path, BodyLimits(bytes_in_flight=3 * MIB, patience_s=0.0)) as running:
+        yield running
 
 
-async def test_a_full_budget_refuses_new_bodies_and_ends_the_slowest(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bodies, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(service.runtime.front.bodies, "_max_bytes", 3 * MIB)
+async def test_a_full_budget_refuses_new_bodies_and_ends_the_slowest(small_budget: Service) -> None:
+    service = small_budget
     slow, slow_writer = await connected(service)
     slow_writer.write(head(3 * MIB) + b" " * (2 * MIB))
     await until(lambda: service.runtime.front.bodies.size == 2 * MIB, "the slow body arrives")

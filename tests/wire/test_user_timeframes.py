@@ -14,7 +14,7 @@ from klinesync.core.candle import ROUNDING, Candle
 from klinesync.core.errors import BadFlag
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data import exchange_time
+from klinesync.market.tuning import Tuning
 from klinesync.market_data.verify import verify
 from klinesync.sim.exchange import Grid
 from klinesync.sim.server import SimConfig, SimServer
@@ -39,9 +39,8 @@ def frame(code: str) -> Timeframe:
     return Timeframe.parse(code)
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange_time, "CLOCK_AGE_S", 0.2)
+# A jump of the exchange's clock is seen soon.
+RETRYING = retrying(0.2, tuning=Tuning(clock_age_s=0.2))
 
 
 def theirs(exchange: SimServer, series: SeriesId, first: int, end: int) -> list[Candle]:
@@ -91,7 +90,7 @@ async def test_a_page_reaches_behind_the_base_with_what_is_folded_of_the_exchang
     store, series = tmp_path / "store.sqlite", BASE.with_timeframe(frame(code))
     async with (
         SimServer(SimConfig(symbols=3, start=START)) as exchange,
-        running_service(store, exchange, None, retrying(0.2), **ON_DEMAND) as service,
+        running_service(store, exchange, None, RETRYING, **ON_DEMAND) as service,
     ):
         candles = await until_page(service, series, min(count, 500), limit=500)
         if count > 500:
@@ -124,7 +123,7 @@ async def test_it_is_on_the_whitelist_streamed_forming_and_closed_and_its_factor
     }
     async with (
         SimServer(SimConfig(symbols=3, start=START, speed=300)) as exchange,
-        running_service(store, exchange, None, retrying(0.2), **flags) as service,
+        running_service(store, exchange, None, RETRYING, **flags) as service,
     ):
         closed: list[Candle] = []
         last: Candle | None = None
@@ -161,7 +160,7 @@ async def test_what_is_neither_derived_nor_the_exchanges_is_unknown_with_the_fla
     )
     async with (
         SimServer(SimConfig(symbols=3, start=START)) as exchange,
-        running_service(tmp_path / "store.sqlite", exchange, None, retrying(0.2), **ON_DEMAND) as service,
+        running_service(tmp_path / "store.sqlite", exchange, None, RETRYING, **ON_DEMAND) as service,
     ):
         for path in ("/api/market/candles", "/api/market/health", "/api/market/explain", "/api/factor/health"):
             status, answer = await service.get(path, series_id=str(forty))
@@ -196,7 +195,7 @@ async def test_a_whitelist_with_a_timeframe_that_nobody_has_stops_the_start_with
     forty = BASE.with_timeframe(frame("40m"))
     async with SimServer(SimConfig(symbols=3, start=START)) as exchange:
         with pytest.raises(BadFlag, match=r"binance has no 40m candles.*add 40m to the flag derived_timeframes"):
-            async with running_service(tmp_path / "store.sqlite", exchange, None, retrying(0.2), whitelist=str(forty)):
+            async with running_service(tmp_path / "store.sqlite", exchange, None, RETRYING, whitelist=str(forty)):
                 pass
 
 
@@ -204,11 +203,9 @@ async def test_a_stored_series_of_a_timeframe_that_nobody_has_any_more_is_served
     store, series = tmp_path / "store.sqlite", BASE.with_timeframe(frame("45m"))
     flags = ON_DEMAND | {"derived_native_candles": "0"}
     async with SimServer(SimConfig(symbols=3, start=START, speed=60)) as exchange:
-        async with running_service(store, exchange, None, retrying(0.2), **flags) as service:
+        async with running_service(store, exchange, None, RETRYING, **flags) as service:
             before = await until_page(service, series, 40, limit=40)
-        async with running_service(
-            store, exchange, None, retrying(0.2), **flags | {"derived_timeframes": "5m"}
-        ) as service:
+        async with running_service(store, exchange, None, RETRYING, **flags | {"derived_timeframes": "5m"}) as service:
             assert await page(service, series, limit=40) == before
             status, answer = await service.post(
                 "/api/market/ingest/candle_closed",
@@ -223,7 +220,7 @@ async def test_a_stored_series_of_a_timeframe_that_nobody_has_any_more_is_served
             assert (await page(service, series, limit=1))[0].high == 1e6, "it follows its base"
             assert first <= before[0].time
         async with running_service(
-            store, exchange, None, retrying(0.2), **flags | {"derived_timeframes": "45m,1d"}
+            store, exchange, None, RETRYING, **flags | {"derived_timeframes": "45m,1d"}
         ) as service:
             after = await until_page(service, series, 40, since=before[0].time - 1, limit=40)
             assert after[:-1] == before[:-1]

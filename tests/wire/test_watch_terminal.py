@@ -22,7 +22,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.sim.server import SimConfig, SimServer
 from support.processes import SERIES, environment, klinesync, running, serve_arguments
 from support.running_service import running_service
-from support.upstream import until
+from support.waiting import until
 
 START = 1_700_000_040
 OTHER_SCREEN, FIRST_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"

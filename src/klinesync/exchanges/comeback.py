@@ -1,6 +1,6 @@
 """Comeback: the reconnects of one market after an outage of the exchange.
 
-While no connection of a market has acknowledged streams, one of them probes, every `PROBE_MOST_S` at most. The others
+While no connection of a market has acknowledged streams, one of them probes, every `probe_most_s` at most. The others
 keep to their own backoff, and reconnect as soon as the probe succeeds, a little apart from each other.
 """
 
@@ -16,10 +16,19 @@ FOLLOW_WITHIN_S = 1.0
 
 
 class Comeback:
-    """The connections of one market: those with acknowledged streams, and the probing one."""
+    """The connections of one market: those with acknowledged streams, and the probing one.
 
-    def __init__(self, rng: random.Random) -> None:
+    rng: jitter.
+    probe_most_s: longest backoff of the probing connection during an outage, in seconds.
+    follow_within_s: seconds within which the other connections reconnect after the probe succeeded.
+    """
+
+    def __init__(
+        self, rng: random.Random, probe_most_s: float = PROBE_MOST_S, follow_within_s: float = FOLLOW_WITHIN_S
+    ) -> None:
         self._rng = rng
+        self._probe_most_s = probe_most_s
+        self._follow_within_s = follow_within_s
         self._carried: set[object] = set()
         self._probe: object = None
         self._back = asyncio.Event()
@@ -52,11 +61,11 @@ class Comeback:
         if not self._carried and self._probe is None:
             self._probe = connection
         if self._probe is connection:
-            await asyncio.sleep(min(backoff_s, PROBE_MOST_S))
+            await asyncio.sleep(min(backoff_s, self._probe_most_s))
             return
         try:
             async with asyncio.timeout(backoff_s):
                 await self._back.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(self._rng.uniform(0.0, FOLLOW_WITHIN_S))
+        await asyncio.sleep(self._rng.uniform(0.0, self._follow_within_s))

@@ -6,27 +6,53 @@ asked for its time; only a market that gives neither frames nor answers is unrea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from klinesync.core.errors import WRONG_REQUEST
 from klinesync.exchanges.access import REFUSALS
 from klinesync.exchanges.contact import RestContact
 
-# Seconds without a frame or an answer after which the exchange is asked for its time.
-ASK_AFTER_S = 3.0
-# Shortest time between two such questions, in seconds, while no answer comes.
-ASK_EVERY_S = 1.0
-# Seconds without a frame or an answer after which the market counts as unreachable.
-UNREACHABLE_AFTER_S = 5.0
 # Between two looks of the watch, in seconds. After a longer pause (the host slept, the event loop was blocked) frames
 # may still wait in the sockets, so the silence is counted anew.
 LONGEST_PAUSE_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class SilenceTimings:
+    """What silence of a market means, in monotonic seconds.
+
+    ask_after_s: seconds without a frame or an answer after which the exchange is asked for its time.
+    ask_every_s: shortest time between two such questions, while no answer comes.
+    unreachable_after_s: seconds without a frame or an answer after which the market counts as unreachable.
+    """
+
+    ask_after_s: float = 3.0
+    ask_every_s: float = 1.0
+    unreachable_after_s: float = 5.0
+
+
+USUAL_SILENCE = SilenceTimings()
+
+
 class ExchangeWatch:
-    """The watch over one market. `check` runs at each tick; `unreachable` and `silent_from_s` are its result."""
+    """The watch over one market. `check` runs at each tick; `unreachable` and `silent_from_s` are its result.
 
-    __slots__ = ("_asked_s", "_checked_s", "_contact", "_counted_from_s", "_heard_s", "frame_s", "unreachable")
+    timings: what silence means.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "_asked_s",
+        "_checked_s",
+        "_contact",
+        "_counted_from_s",
+        "_heard_s",
+        "_timings",
+        "frame_s",
+        "unreachable",
+    )
+
+    def __init__(self, timings: SilenceTimings = USUAL_SILENCE) -> None:
+        self._timings = timings
         self.frame_s: float | None = None  # set at each frame, whatever the frame says
         self.unreachable = False
         self._heard_s: float | None = None
@@ -67,15 +93,15 @@ class ExchangeWatch:
             self._counted_from_s = now_s
         silent_s = self._silent_s(now_s)
         # Once unreachable, a market is back only when something new is heard.
-        self.unreachable = silent_s >= UNREACHABLE_AFTER_S
+        self.unreachable = silent_s >= self._timings.unreachable_after_s
         return self.unreachable != before
 
     def ask_due(self, now_s: float) -> bool:
         """Whether to ask the exchange for its time now: nothing is heard, or the newest request was refused."""
-        if self._counted_from_s is None or now_s - self._asked_s < ASK_EVERY_S:
+        if self._counted_from_s is None or now_s - self._asked_s < self._timings.ask_every_s:
             return False
-        asked_too_long_ago = self.refused is not None and now_s - self._asked_s >= ASK_AFTER_S
-        if self._silent_s(now_s) < ASK_AFTER_S and not asked_too_long_ago:
+        asked_too_long_ago = self.refused is not None and now_s - self._asked_s >= self._timings.ask_after_s
+        if self._silent_s(now_s) < self._timings.ask_after_s and not asked_too_long_ago:
             return False
         self._asked_s = now_s
         return True
@@ -83,13 +109,13 @@ class ExchangeWatch:
     def answers(self, now_s: float) -> bool:
         """Whether the newest request was answered, not long ago."""
         at_s = self._contact.answered_s
-        return self._contact.failure is None and at_s is not None and now_s - at_s < UNREACHABLE_AFTER_S
+        return self._contact.failure is None and at_s is not None and now_s - at_s < self._timings.unreachable_after_s
 
     def unanswered(self, now_s: float) -> bool:
         """Whether the newest request failed, other than as a wrong question, and none was answered for a while."""
         at_s, contact = self._contact.answered_s, self._contact
         failed = contact.failure is not None and contact.status != WRONG_REQUEST
-        return failed and (at_s is None or now_s - at_s >= UNREACHABLE_AFTER_S)
+        return failed and (at_s is None or now_s - at_s >= self._timings.unreachable_after_s)
 
     @property
     def failure(self) -> str | None:

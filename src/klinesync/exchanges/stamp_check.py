@@ -36,9 +36,10 @@ class StampCheck:
     """The check of one market.
 
     `clock`: what is known of its time, which learns from the answer. `ask` asks for that time, at most once in
-    `ASK_EVERY_S`. `believe` takes an event that is borne out, the present moment, and when the event came. `refused`
+    `ask_every_s`. `believe` takes an event that is borne out, the present moment, and when the event came. `refused`
     counts the frames that were left out for their stamps, `early` the closed candles that were left out as their end
-    lies ahead of REST's clock.
+    lies ahead of REST's clock. `ask_every_s`: shortest time between two questions; `max_waiting`: most frames that wait
+    for the answer.
     """
 
     def __init__(
@@ -47,12 +48,16 @@ class StampCheck:
         ask: Callable[[], Awaitable[int]],
         believe: Callable[[KlineEvent, float, float], None],
         monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
+        *,
+        ask_every_s: float = ASK_EVERY_S,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
+        self._ask_every_s = ask_every_s
         self._monotonic = monotonic
         self._clock = clock
         self._ask = ask
         self._believe = believe
-        self._waiting: deque[tuple[KlineEvent, float]] = deque(maxlen=MAX_WAITING)  # with its arrival
+        self._waiting: deque[tuple[KlineEvent, float]] = deque(maxlen=max_waiting)  # with its arrival
         self._series: set[SeriesId] = set()  # those that have an event waiting: what follows it waits too
         self._resolving = False
         self._log_limit = LogLimit(LOG_EVERY_S)
@@ -86,7 +91,7 @@ class StampCheck:
         """Ask the exchange, and settle what waits. While nothing at all is known of the exchange's time, frames wait
         for more."""
         try:
-            await asyncio.sleep(max(0.0, ASK_EVERY_S - self._clock.answer_age_s(self._monotonic())))
+            await asyncio.sleep(max(0.0, self._ask_every_s - self._clock.answer_age_s(self._monotonic())))
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 await self._ask()
         except (UpstreamError, TimeoutError) as error:

@@ -16,19 +16,36 @@ from klinesync.core.backoff import Backoff
 # fifth and more.
 MOST_GONE_SHARE = 0.1
 MOST_GONE = 5
-# A shrunken list that has been told for so long, in seconds, is whole: the exchange has really closed so many symbols.
-BELIEVED_AFTER_S = 3600.0
-# Before the list is asked for again after an answer that is no whole list: while no list is known, and while an older
+# Backoff of the request for a list after an answer that is no whole list: while no list is known, and while an older
 # one is.
 FIRST_LIST = Backoff(initial_s=5.0, most_s=30.0)
 NEXT_LIST = Backoff(initial_s=5.0, most_s=300.0)
 
 
+@dataclass(frozen=True, slots=True)
+class ListTimings:
+    """When lists of symbols are believed, and requested again.
+
+    first, next: backoff of the request for a list after an answer that is no whole list: while no list is known, and
+        while an older one is.
+    believed_after_s: time after which a shrunken list that was told all along is whole, in monotonic seconds: the
+        exchange has really closed so many symbols.
+    """
+
+    first: Backoff = FIRST_LIST
+    next: Backoff = NEXT_LIST
+    believed_after_s: float = 3600.0
+
+
+USUAL_LISTS = ListTimings()
+
+
 @dataclass(slots=True)
 class WholeLists:
-    """The lists of one market. `known`: the symbols of the last whole list."""
+    """The lists of one market. `known`: the symbols of the last whole list; `timings`: when lists are believed."""
 
     known: frozenset[str] = frozenset()
+    timings: ListTimings = USUAL_LISTS
     _failures: int = 0
     _ask_at_s: float = float("-inf")
     _shrunken: frozenset[str] | None = None
@@ -52,7 +69,7 @@ class WholeLists:
         if self._shrunken is None or not _alike(self._shrunken, symbols):
             self._shrunken_since_s = now_s
         self._shrunken = frozenset(symbols)
-        if symbols and now_s - self._shrunken_since_s >= BELIEVED_AFTER_S:
+        if symbols and now_s - self._shrunken_since_s >= self.timings.believed_after_s:
             self._believe(symbols)
             return None
         self.failed(now_s)
@@ -62,7 +79,7 @@ class WholeLists:
 
     def failed(self, now_s: float) -> None:
         """The list was asked for, and no whole one came."""
-        backoff = NEXT_LIST if self.known else FIRST_LIST
+        backoff = self.timings.next if self.known else self.timings.first
         self._ask_at_s = now_s + backoff.delay_s(self._failures)
         self._failures += 1
 

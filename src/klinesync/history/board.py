@@ -13,7 +13,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import HistoryWatch
 
-# Most finished readings of a reader that are remembered; the oldest are evicted.
+# Most finished readings of a reader that are remembered.
 MAX_FINISHED = 10_000
 # Pause between two progress messages of a reading, in seconds; the first comes so long after its beginning.
 PUBLISH_EVERY_S = 1.0
@@ -193,7 +193,7 @@ class _Watch:
         if self._board.note is not None:
             self._board.note(series, reading.span, reading.reason, reading.candles, error)
         self.finished[series] = reading
-        if len(self.finished) > MAX_FINISHED:
+        if len(self.finished) > self._board.max_finished:
             del self.finished[next(iter(self.finished))]
         if reading.published_s is not None:
             self._publish(reading)
@@ -210,12 +210,19 @@ class BackfillBoard:
     wall_s: UTC seconds of the wall clock.
     publish: sends progress messages of a long reading to the clients of its series; None (the default): nobody does.
     note: takes each finished reading; None (the default): nobody does.
+    max_finished: most finished readings of a reader that are remembered; the oldest are evicted.
     """
 
     def __init__(
-        self, wall_s: Callable[[], float], publish: Publish | None = None, note: NoteReading | None = None
+        self,
+        wall_s: Callable[[], float],
+        publish: Publish | None = None,
+        note: NoteReading | None = None,
+        *,
+        max_finished: int = MAX_FINISHED,
     ) -> None:
         self.wall_s = wall_s
+        self.max_finished = max_finished
         self.publish = publish
         self.note = note
         self.numbers = count(1)

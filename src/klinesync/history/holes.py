@@ -13,6 +13,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, candle_count, clipped
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.history import pieces
+from klinesync.history.limits import HistoryLimits
 from klinesync.history.pending import Pending, within_reach
 from klinesync.history.pieces import Answer, Fetch, Outcome, Piece, Remaining
 from klinesync.history.ports import HistoryPorts
@@ -52,7 +53,7 @@ class HoleReader:
             waiting = self._behind_head(fetch, stored)
             return Outcome(waiting, BEHIND_HEAD if waiting else NOT_MISSING)
         watch = self.requested.watch_of(fetch) or self.ports.watch
-        span = pieces.piece_of(series.timeframe, missing).span
+        span = pieces.piece_of(series.timeframe, missing, self.ports.limits).span
         with on_board(watch, series, span, fetch.needs[-1].need.asked_by) as progress:
             waiting = await self._read(fetch, missing, errand, progress)
         answer = candles_came(progress.candles) if progress.candles or waiting else SHOWN_EMPTY
@@ -68,7 +69,7 @@ class HoleReader:
                 return [*due, *self._behind_head(fetch, missing.stored)]
             stored, ledger = await self.ports.stored(series)
             waiting = self._behind_head(fetch, stored)
-            fetch, later = pieces.after_files(fetch, missing, stored, ledger)
+            fetch, later = pieces.after_files(fetch, missing, stored, ledger, self.ports.limits)
             waiting += later
             if fetch.needs:
                 missing = pieces.remaining(fetch, stored, ledger)
@@ -92,7 +93,7 @@ class HoleReader:
     async def _ask(self, fetch: Fetch, missing: Remaining, errand: Errand, progress: Progress) -> list[Pending]:
         """Ask the exchange for a piece. Returns the needs that wait again. Raises `StoreError`."""
         series = fetch.series
-        piece = pieces.piece_of(series.timeframe, missing)
+        piece = pieces.piece_of(series.timeframe, missing, self.ports.limits)
         asked = progress.part(piece.span.start)
         try:
             await self._read_piece(series, piece, missing, errand, asked)
@@ -136,7 +137,7 @@ class HoleReader:
             stored, ledger = await self.ports.stored(series)
             for pending in missing.needs:
                 for span in gaps.unsettled(ledger, stored, pending.span):
-                    part = span_in_files(shelf, pending, span, stored, self.ports.now_s(series))
+                    part = span_in_files(shelf, pending, span, stored, self.ports.now_s(series), self.ports.limits)
                     if part is None:
                         continue
                     older = stored is not None and part.end == stored.start and not pending.requested
@@ -224,7 +225,9 @@ class HoleReader:
         return sentence
 
 
-def span_in_files(shelf: Shelf, pending: Pending, span: Span, stored: Span | None, now_s: float) -> Span | None:
+def span_in_files(
+    shelf: Shelf, pending: Pending, span: Span, stored: Span | None, now_s: float, limits: HistoryLimits
+) -> Span | None:
     """The part of a missing span to read from files; None when the files are not searched for it.
 
     shelf: the files.
@@ -232,6 +235,7 @@ def span_in_files(shelf: Shelf, pending: Pending, span: Span, stored: Span | Non
     span: open times that are missing.
     stored: the stored span; None when nothing is stored.
     now_s: the exchange's time, UTC seconds; no later candle is read.
+    limits: of one piece.
     """
     frame = pending.series.timeframe
     span = Span(span.start, max(span.start, min(span.end, frame.floor(int(now_s)))))
@@ -240,7 +244,7 @@ def span_in_files(shelf: Shelf, pending: Pending, span: Span, stored: Span | Non
         if shelf.gap_most is not None:
             most = min(most, shelf.gap_most)
         if stored is not None and span.end == stored.start:
-            most = min(most, pieces.PIECE_CANDLES)  # older history is held in memory until it is complete
+            most = min(most, limits.piece_candles)  # older history is held in memory until it is complete
     if count < shelf.least_candles or most <= 0:
         return None
     return span if most == count else Span(frame.shift(span.end, -most), span.end)

@@ -6,26 +6,22 @@ from collections import OrderedDict
 
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.history.limits import USUAL_LIMITS, HistoryLimits
 from klinesync.history.missing import Reason
-
-# Seconds for which a proof counts that a source has nothing before the first candle of a series. Exchanges do change
-# their history: old candles are restored, a symbol is listed again.
-NOTHING_BEFORE_TTL_S = 6 * 3600.0
-# Most entries of each kind; the oldest are evicted first.
-MAX_REMEMBERED = 10_000
 
 
 class SourceMemory:
     """Deduplicates requests: where a source has proved to have nothing, and which spans were answered recently."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: HistoryLimits = USUAL_LIMITS) -> None:
+        self._limits = limits
         self._nothing_before: OrderedDict[SeriesId, tuple[Span, float]] = OrderedDict()  # the span, and since when
         self._answered: OrderedDict[tuple[SeriesId, Reason | None], tuple[Span, float]] = OrderedDict()  # until when
 
     def nothing_before(self, series: SeriesId, now_s: float) -> Span | None:
         """The span right before the first stored candle in which the source has nothing; None when unknown."""
         span, since_s = self._nothing_before.get(series, (None, 0.0))
-        return span if now_s - since_s < NOTHING_BEFORE_TTL_S else None
+        return span if now_s - since_s < self._limits.nothing_before_ttl_s else None
 
     def remember_nothing(self, series: SeriesId, span: Span, now_s: float) -> None:
         """Note that the source has nothing in a span.
@@ -36,7 +32,7 @@ class SourceMemory:
         """
         self._nothing_before[series] = (span, now_s)
         self._nothing_before.move_to_end(series)
-        if len(self._nothing_before) > MAX_REMEMBERED:
+        if len(self._nothing_before) > self._limits.remembered:
             self._nothing_before.popitem(last=False)
 
     def was_answered(self, series: SeriesId, reason: Reason | None, span: Span, now_s: float) -> bool:
@@ -63,5 +59,5 @@ class SourceMemory:
             return
         self._answered[series, reason] = (span, until_s)
         self._answered.move_to_end((series, reason))
-        if len(self._answered) > MAX_REMEMBERED:
+        if len(self._answered) > self._limits.remembered:
             self._answered.popitem(last=False)

@@ -18,8 +18,6 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, HistoryPage
 from klinesync.history.reading import Pages
 
-# Most parts that a reading folds in memory. The older part of a longer need is a further reading.
-MAX_PARTS = 20_000
 # Most folded candles of a page, so that its transaction is short.
 PAGE_CANDLES = 1000
 
@@ -61,11 +59,17 @@ class NativeFold:
     first_part: int | None = None
 
     @classmethod
-    def newest(cls, target: Timeframe, part: Timeframe, wanted: Span) -> NativeFold:
-        """The fold of the newest `MAX_PARTS` parts of a span; of all of it where nothing is folded."""
+    def newest(cls, target: Timeframe, part: Timeframe, wanted: Span, most_parts: int) -> NativeFold:
+        """The fold of the newest parts of a span; of all of it where nothing is folded.
+
+        target: the timeframe of the derived series.
+        part: the timeframe that is read.
+        wanted: open times of `target`.
+        most_parts: most parts that are folded in memory.
+        """
         if part == target:
             return cls(target, part, wanted)
-        most = max(1, MAX_PARTS * part.step_s // target.seconds)
+        most = max(1, most_parts * part.step_s // target.seconds)
         return cls(target, part, Span(max(wanted.start, target.shift(wanted.end, -most)), wanted.end))
 
     @property

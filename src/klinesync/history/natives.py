@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from klinesync.core.errors import UpstreamError
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand
-from klinesync.history.memory import NOTHING_BEFORE_TTL_S, SourceMemory
+from klinesync.history.memory import SourceMemory
 from klinesync.history.missing import Reason
 from klinesync.history.native_folds import NativeFold
 from klinesync.history.pending import Pending
@@ -39,7 +39,7 @@ class NativeReader:
     async def read(self, pending: Pending, errand: Errand) -> Outcome:
         """Read a need, newest page first, so that each page joins the stored candles. Missing candles at the end of the
         need are retried: the exchange may not show them yet, or not as final. Candles of a timeframe that the exchange
-        lacks are folded, the newest `MAX_PARTS` parts at a time. Raises `StoreError`."""
+        lacks are folded, the newest `fold_parts` parts at a time. Raises `StoreError`."""
         series, wanted = pending.series, pending.span
         stored = await self.ports.database.read(lambda store: store.span(series))
         progress: Progress | None = None
@@ -48,7 +48,7 @@ class NativeReader:
             if source is None:
                 retry = self.ports.after_fruitless(pending)
                 return Outcome((retry,), f"{series.exchange} has no candles that give those of {series}")
-            fold = NativeFold.newest(series.timeframe, source.timeframe, wanted)
+            fold = NativeFold.newest(series.timeframe, source.timeframe, wanted, self.ports.limits.fold_parts)
             with on_board(self.ports.watch, series, fold.span, NATIVE_REASON) as progress:
                 pages = fold.pages(self.ports.history(source, fold.asked.start, errand, fold.asked.end))
                 await read_pages(pages, into(self.ports.pipeline, series, NATIVE), progress, newest_first=True)
@@ -71,5 +71,7 @@ class NativeReader:
             return Outcome((retry, *older), candles_came(progress.candles), progress.candles)
         if brought is None and oldest and not older:
             self.memory.remember_nothing(series, wanted, now_s)
-        self.memory.remember_answer(series, Reason.NATIVE, retry.span, now_s + NOTHING_BEFORE_TTL_S, now_s)
+        self.memory.remember_answer(
+            series, Reason.NATIVE, retry.span, now_s + self.ports.limits.nothing_before_ttl_s, now_s
+        )
         return Outcome(older, NOTHING_SHOWN, progress.candles)

@@ -19,13 +19,9 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, clipped, hull, joined
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import Urgency
+from klinesync.history.limits import HistoryLimits
 from klinesync.history.missing import Reason
 from klinesync.history.pending import Pending, RetryPolicy
-
-# Candles of one piece of a long need (a few pages); then another series has its turn.
-PIECE_CANDLES = 5000
-# Candles from the first to the last of the short needs that share a request.
-PAGE_CANDLES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +97,17 @@ class Answer:
     ledger: Sequence[Gap]
 
 
-def one_request(timeframe: Timeframe, due: Sequence[Pending]) -> list[Pending]:
-    """The needs that share a request with the first of the `due` needs, which ascend or descend: those near enough for
-    one page."""
+def one_request(timeframe: Timeframe, due: Sequence[Pending], limits: HistoryLimits) -> list[Pending]:
+    """The needs that share a request with the first of the `due` needs: those near enough for one page.
+
+    timeframe: of the needs.
+    due: ascending or descending.
+    limits: of one request.
+    """
     taken = [due[0]]
     for pending in due[1:]:
         with_last, with_all = hull([pending.span, taken[-1].span]), hull([pending.span, taken[0].span])
-        if timeframe.count(*with_last) > PAGE_CANDLES or timeframe.count(*with_all) > PIECE_CANDLES:
+        if timeframe.count(*with_last) > limits.page_candles or timeframe.count(*with_all) > limits.piece_candles:
             break
         taken.append(pending)
     return taken
@@ -162,7 +162,7 @@ def remaining(fetch: Fetch, stored: Span | None, ledger: Sequence[Gap]) -> Remai
 
 
 def after_files(
-    fetch: Fetch, asked: Remaining, stored: Span | None, ledger: Sequence[Gap]
+    fetch: Fetch, asked: Remaining, stored: Span | None, ledger: Sequence[Gap], limits: HistoryLimits
 ) -> tuple[Fetch, list[Pending]]:
     """The needs that the files did not fill: those to ask the exchange for now, and those to ask for later.
 
@@ -170,6 +170,7 @@ def after_files(
     asked: its missing part before that.
     stored: the stored span now; None when nothing is stored.
     ledger: all rows of the gap ledger now.
+    limits: of one request.
     """
     parts = [
         replace(need.with_span(part), files_checked=True)
@@ -178,22 +179,27 @@ def after_files(
     ]
     if not parts:
         return replace(fetch, needs=()), []
-    taken = one_request(fetch.series.timeframe, parts if parts[0].requested else parts[::-1])
+    taken = one_request(fetch.series.timeframe, parts if parts[0].requested else parts[::-1], limits)
     fetch = Fetch(fetch.series, tuple(sorted(taken, key=lambda need: need.span)))
     return fetch, [need for need in parts if need not in taken]
 
 
-def piece_of(timeframe: Timeframe, missing: Remaining) -> Piece:
-    """The part of the missing needs that one request covers."""
+def piece_of(timeframe: Timeframe, missing: Remaining, limits: HistoryLimits) -> Piece:
+    """The part of the missing needs that one request covers.
+
+    timeframe: of the needs.
+    missing: the needs.
+    limits: of one request.
+    """
     span = hull([need.span for need in missing.needs])
-    if timeframe.count(*span) <= PIECE_CANDLES:
+    if timeframe.count(*span) <= limits.piece_candles:
         return Piece(span, missing.around)
     first = missing.needs[0]
     if first.requested:
-        return Piece(span, missing.around, most=PIECE_CANDLES)
+        return Piece(span, missing.around, most=limits.piece_candles)
     if first.between_stored if first.oldest_page_first is None else first.oldest_page_first:
         return Piece(span, missing.around, most=1)
-    start = timeframe.shift(span.end, -PIECE_CANDLES)
+    start = timeframe.shift(span.end, -limits.piece_candles)
     return Piece(Span(start, span.end), Span(timeframe.shift(start, -1), missing.around.end), cut=True)
 
 

@@ -11,6 +11,7 @@ from klinesync.core.gaps import Gap
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import History, HistoryWatch, Reach
+from klinesync.history.limits import USUAL_LIMITS, HistoryLimits
 from klinesync.history.pending import USUAL_RETRIES, Pending, RetryPolicy
 from klinesync.history.reading import Shelf
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
@@ -40,6 +41,7 @@ class HistoryPorts:
     watch: follows the progress of each reading.
     rng: jitter of the retry delays.
     retries: when history that could not be read is requested again.
+    limits: of the queue, of one request, and of what is remembered.
     deep_watch: follows the progress of explicit backfills; None: `watch` does.
     shelves: history files, searched in this order before the exchange is asked.
     covers: whether a series has any source.
@@ -60,6 +62,7 @@ class HistoryPorts:
     watch: HistoryWatch
     rng: random.Random
     retries: RetryPolicy = USUAL_RETRIES
+    limits: HistoryLimits = USUAL_LIMITS
     deep_watch: HistoryWatch | None = None
     shelves: Sequence[Shelf] = ()
     covers: Callable[[SeriesId], bool] = lambda _: True

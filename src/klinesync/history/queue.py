@@ -17,16 +17,12 @@ from klinesync.core.candle import MAX_TIME
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span, joined, without
 from klinesync.exchanges.exchange import Urgency
+from klinesync.history.limits import USUAL_LIMITS, HistoryLimits
 from klinesync.history.memory import SourceMemory
 from klinesync.history.missing import Need, Reason
 from klinesync.history.pending import USUAL_RETRIES, Pending, RetryPolicy
 from klinesync.history.pieces import Fetch, one_request
 
-# Most queued needs of a series, and of all series. A gap beyond stays declared in the store, and is looked up later.
-MAX_NEEDS_OF_SERIES = 1000
-MAX_NEEDS = 100_000
-# Most series with a queued look into the store. The next read of a further series queues its look again.
-MAX_LOOKS = 10_000
 # Most pieces of work in flight; the request budget of the exchange is a further limit.
 MAX_AT_ONCE = 4
 # Most further pieces of work in flight for urgent needs, so that no user waits for the end of deep history.
@@ -113,11 +109,16 @@ class _Line:
 
 
 class HistoryQueue:
-    """The needs of all series, requested again as `retries` has it."""
+    """The needs of all series, requested again as `retries` has it.
 
-    def __init__(self, retries: RetryPolicy = USUAL_RETRIES) -> None:
+    retries: when needs are requested again.
+    limits: of the queue, of one request, and of its memory.
+    """
+
+    def __init__(self, retries: RetryPolicy = USUAL_RETRIES, limits: HistoryLimits = USUAL_LIMITS) -> None:
         self._retries = retries
-        self.memory = SourceMemory()
+        self._limits = limits
+        self.memory = SourceMemory(limits)
         self._lines: OrderedDict[SeriesId, _Line] = OrderedDict()
         # Series with urgent work that waits: an index, so that `take` need not search all series.
         self._urgent: OrderedDict[SeriesId, None] = OrderedDict()
@@ -141,7 +142,7 @@ class HistoryQueue:
             new = []  # the queued tail is read up to the newest candle
         if need.reason in _REPEATED and self.memory.was_answered(need.series, need.reason, _answered_span(need), now_s):
             new = []
-        room = max(0, min(MAX_NEEDS_OF_SERIES - len(line.needs), MAX_NEEDS - self._size))
+        room = max(0, min(self._limits.needs_of_series - len(line.needs), self._limits.needs - self._size))
         kept = new[max(0, len(new) - room) :]
         if kept:
             added = (Pending(replace(need, span=part), wanted_until_s=wanted_until_s) for part in kept)
@@ -154,7 +155,7 @@ class HistoryQueue:
     def look(self, look: Look) -> bool:
         """Queue a lookup in the store. Returns False when the queue had no room."""
         line = self._lines.setdefault(look.series, _Line())
-        fits = line.look is not None or self._looks < MAX_LOOKS
+        fits = line.look is not None or self._looks < self._limits.looks
         if fits:
             self._look(line, look)
             self._note_urgent(look.series, line)
@@ -306,7 +307,7 @@ class HistoryQueue:
 
     def _has_room(self, line: _Line) -> bool:
         """Whether there is room for the needs that a lookup may add."""
-        return len(line.needs) <= MAX_NEEDS_OF_SERIES // 2 and self._size <= MAX_NEEDS // 2
+        return len(line.needs) <= self._limits.needs_of_series // 2 and self._size <= self._limits.needs // 2
 
     def _fetch_of(self, series: SeriesId, line: _Line, now_s: float) -> Fetch:
         due = sorted((pending for pending in line.needs if pending.due_s <= now_s), key=lambda pending: pending.span)
@@ -314,7 +315,7 @@ class HistoryQueue:
         due = [pending for pending in due if pending.urgency == most_urgent]
         alone = [pending for pending in due if pending.reason in _READ_ALONE]
         gaps = [pending for pending in due if pending.reason in (Reason.GAP, Reason.OLDER)]
-        taken = alone[-1:] or one_request(series.timeframe, gaps[::-1] or due)
+        taken = alone[-1:] or one_request(series.timeframe, gaps[::-1] or due, self._limits)
         self._replace_needs(series, [pending for pending in line.needs if pending not in taken])
         in_flight = (replace(pending, attempts=pending.attempts + 1) for pending in taken)
         return Fetch(series, tuple(sorted(in_flight, key=lambda pending: pending.span)))

@@ -26,8 +26,6 @@ from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
-# Pause after a failed read or write of the store, in seconds, before jitter.
-STORE_RETRY_S = 10.0
 # Answer of a piece of work that a defect ended.
 DEFECT = "the reading was ended by a defect of this service"
 
@@ -44,7 +42,7 @@ class HistoryService:
         self._ports = ports
         self._tails = tails
         self.heals = heals
-        self._queue = HistoryQueue(ports.retries)
+        self._queue = HistoryQueue(ports.retries, ports.limits)
         self._errands: dict[SeriesId, Errand] = {}  # of the readings in flight
         self._changed = asyncio.Event()
         self._requested = RequestedBackfills(ports, self._queue, self.submit)
@@ -235,4 +233,4 @@ class HistoryService:
         return await self._holes.read(fetch, errand)
 
     def _store_retry_s(self) -> float:
-        return STORE_RETRY_S * self._ports.rng.uniform(0.75, 1.0)
+        return self._ports.limits.store_retry_s * self._ports.rng.uniform(0.75, 1.0)

@@ -19,18 +19,12 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, History, HistoryPage, Urgency
 from klinesync.history.reading import read_pages, unreported
+from klinesync.ingest.timings import USUAL_AUDIT, AuditLimits
 from klinesync.pipelines.submissions import Empty
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
-
-# Candles of an audit. Futures pages of up to 100 rows have the least weight; two further rows prove the newest.
-AUDIT_CANDLES = 97
-# Youngest candle of an audit, in seconds after its open: REST may lag behind the stream.
-AUDIT_AGE_S = 120
-# Shortest time between two audits of a series, in seconds.
-AUDIT_AGAIN_S = 60.0
 
 
 class Audit:
@@ -44,6 +38,7 @@ class Audit:
     now_ms: the exchange's time; None when unknown.
     interval_s: seconds between two audits.
     monotonic: monotonic seconds.
+    limits: which candles are requested, and how often.
     """
 
     def __init__(
@@ -57,8 +52,10 @@ class Audit:
         now_ms: Callable[[SeriesId], int | None],
         interval_s: float,
         monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
+        limits: AuditLimits = USUAL_AUDIT,
     ) -> None:
         self._monotonic = monotonic
+        self._limits = limits
         self._history = history
         self._series = series
         self._stored = stored
@@ -90,7 +87,7 @@ class Audit:
             del self._audited_s[unfollowed]
         audited_s = {series: self._audited_s.get(series, float("-inf")) for series in followed}
         series = min(followed, key=lambda series: (audited_s[series], str(series)), default=None)
-        if series is None or now_s - audited_s[series] < AUDIT_AGAIN_S:
+        if series is None or now_s - audited_s[series] < self._limits.again_s:
             return None
         self._audited_s[series] = now_s
         return series
@@ -101,9 +98,9 @@ class Audit:
         if stored is None or now_ms is None:
             return
         frame = series.timeframe
-        old_s = now_ms // 1000 - AUDIT_AGE_S
+        old_s = now_ms // 1000 - self._limits.age_s
         end = min(stored.end, frame.floor(old_s))
-        start = max(stored.start, frame.shift(end, -AUDIT_CANDLES))
+        start = max(stored.start, frame.shift(end, -self._limits.candles))
         if start >= end:
             return
         pages = self._history(series, start, Errand(Urgency.DEEP), end)

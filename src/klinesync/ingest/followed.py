@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
 from klinesync.core.errors import WRONG_REQUEST
@@ -22,19 +21,13 @@ from klinesync.exchanges.exchange import HistoryPage, KlineEvent, Listing, Urgen
 from klinesync.ingest.feed import Command as FeedCommand
 from klinesync.ingest.feed import Fetch, Hurry, IngestFeed, Persist, Show, ShowLater
 from klinesync.ingest.liveness import StreamWatch
+from klinesync.ingest.timings import USUAL_AUDIT, USUAL_TIMINGS, AuditLimits, FollowTimings
 
-# Longest time that history waits for the acknowledgement of the stream, in seconds.
-ATTACH_WAIT_S = 5.0
 # Seconds of the exchange, beyond the finality margin of REST, until REST is asked for a candle that a working stream is
 # expected to bring. Futures streams bring their last closed candles 2 s after the close.
 STREAM_FIRST_S = 1.0
-# Backoff of asking REST for an overdue candle, after answers without it.
-FRUITLESS = Backoff(initial_s=1.0, most_s=300.0)
 # Consecutive fruitless answers after which the lists of symbols are polled: the symbol may be delisted.
 FRUITLESS_SUSPECT = 2
-# Poll interval of the lists while a symbol is suspect or delisted, in seconds. Two lists without the symbol, at least
-# this far apart, prove that the symbol is delisted.
-SUSPECT_LISTINGS_AGE_S = 60.0
 # Newest rows of a page that are expected of the stream.
 OWED_ROWS = 10
 
@@ -54,6 +47,8 @@ class FollowSettings:
     one_list_decides: whether a single list without a symbol proves that the symbol is not traded, unless an earlier
         list had it; True by default.
     live_only: whether REST is never asked for candles that closed before the series was followed; False by default.
+    timings: waits and intervals that no flag sets.
+    audit: which candles an audit requests.
     """
 
     first_history_candles: int
@@ -66,6 +61,8 @@ class FollowSettings:
     ondemand_max_jobs: int
     one_list_decides: bool = True
     live_only: bool = False
+    timings: FollowTimings = USUAL_TIMINGS
+    audit: AuditLimits = USUAL_AUDIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +144,12 @@ class Followed:
     ) -> None:
         self.series = series
         self.feed = IngestFeed(series, head, forming_interval_s=settings.forming_interval_s)
-        self.watch = StreamWatch(series.timeframe, settings.stream_stale_s, since_ms)
+        self.watch = StreamWatch(series.timeframe, settings.stream_stale_s, since_ms, settings.timings)
         self.by_rest = False  # whether the closed candles of the stream are rows of REST
         self._settings = settings
+        self._timings = settings.timings
         self._published = self.watch.state
-        self._begin_by_s = now_s + ATTACH_WAIT_S
+        self._begin_by_s = now_s + settings.timings.attach_wait_s
         self._ask_after_s = 0.0
         self._lost_s = float("-inf")  # when the connection was last lost
         self._head_before_fetch: int | None = None  # the head when the reading in flight began
@@ -182,7 +180,9 @@ class Followed:
 
     def list_due_s(self, now_s: float) -> float | None:
         """Seconds until a second list decides, after a first list without the symbol; None: there was no such list."""
-        return None if self._absent_s is None else max(0.0, self._absent_s + SUSPECT_LISTINGS_AGE_S - now_s)
+        if self._absent_s is None:
+            return None
+        return max(0.0, self._absent_s + self._timings.suspect_listings_age_s - now_s)
 
     # The stream.
 
@@ -300,7 +300,7 @@ class Followed:
         if self.feed.head != self._head_before_fetch:
             self._fruitless_attempts, self._ask_after_s = 0, 0.0
         else:
-            self._ask_after_s = now_s + FRUITLESS.delay_s(self._fruitless_attempts)
+            self._ask_after_s = now_s + self._timings.fruitless.delay_s(self._fruitless_attempts)
             self._fruitless_attempts += 1
             if self._fruitless_attempts >= FRUITLESS_SUSPECT:
                 commands.append(Suspect())
@@ -310,7 +310,7 @@ class Followed:
     def history_failed(self, status: int, now_s: float) -> list[Command]:
         """History could not be read. `status`: HTTP status of the answer; 0 without an answer."""
         if status == WRONG_REQUEST or self.is_delisted:
-            self._ask_after_s = now_s + SUSPECT_LISTINGS_AGE_S
+            self._ask_after_s = now_s + self._timings.suspect_listings_age_s
             self.feed.abandoned()
             return [Suspect()]
         return [*self.feed.history_failed()]
@@ -341,7 +341,7 @@ class Followed:
 
         listing: of the symbol; None when the list does not have the symbol.
         moment: when the list came.
-        second: whether a first list without the symbol is `SUSPECT_LISTINGS_AGE_S` old. A single list may be wrong.
+        second: whether a first list without the symbol is `suspect_listings_age_s` old. A single list may be wrong.
         """
         if listing is not None and listing.trading:
             self._listed, self._absent_s = True, None

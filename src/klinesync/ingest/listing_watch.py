@@ -7,18 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from klinesync.core.errors import UpstreamError
 from klinesync.exchanges.exchange import Exchange, Listing
-from klinesync.ingest import followed as rules
 from klinesync.ingest.followed import Followed
+from klinesync.ingest.timings import USUAL_TIMINGS, FollowTimings
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# Poll interval while no symbol is suspect or delisted, in seconds.
-LISTINGS_AGE_S = 3600.0
-# Shortest time between two polls, in seconds.
-LISTINGS_PAUSE_S = 5.0
 # Shortest time between two log lines about failed polls of a market, in seconds.
 LOG_EVERY_S = 60.0
 
@@ -32,6 +28,7 @@ class ListingWatch:
     judge: takes a followed series, the listing of its symbol (None: not listed), and whether the list is a second list
         that decides.
     monotonic: monotonic seconds.
+    timings: when lists are polled.
     """
 
     def __init__(
@@ -41,8 +38,10 @@ class ListingWatch:
         followed: Callable[[str], Sequence[Followed]],
         judge: Callable[[Followed, Listing | None, bool], None],
         monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
+        timings: FollowTimings = USUAL_TIMINGS,
     ) -> None:
         self._monotonic = monotonic
+        self._timings = timings
         self._exchange = exchange
         self._markets = tuple(markets)
         self._followed = followed
@@ -67,10 +66,10 @@ class ListingWatch:
             self._suspected.clear()
             for market in self._markets:
                 await self._poll(market)
-            await asyncio.sleep(LISTINGS_PAUSE_S)
+            await asyncio.sleep(self._timings.listings_pause_s)
 
     def _wait_s(self) -> float:
-        now_s, due = self._monotonic(), [LISTINGS_AGE_S]
+        now_s, due = self._monotonic(), [self._timings.listings_age_s]
         for market in self._markets:
             followed = self._followed(market)
             due += [due_s for series in followed if (due_s := series.list_due_s(now_s)) is not None]
@@ -81,7 +80,7 @@ class ListingWatch:
     def _delisted_due_s(self, market: str) -> float:
         """When a new list of a market with delisted symbols is due, monotonic seconds. A poll for another reason may
         get a cached list, and does not move this time."""
-        return self._requested_s.get(market, float("-inf")) + rules.SUSPECT_LISTINGS_AGE_S
+        return self._requested_s.get(market, float("-inf")) + self._timings.suspect_listings_age_s
 
     async def _poll(self, market: str) -> None:
         followed, now_s = self._followed(market), self._monotonic()
@@ -95,7 +94,7 @@ class ListingWatch:
         elif fresh:
             self._requested_s[market] = now_s
         try:
-            listings = await self._exchange.listings(market, 0.0 if fresh else rules.SUSPECT_LISTINGS_AGE_S)
+            listings = await self._exchange.listings(market, 0.0 if fresh else self._timings.suspect_listings_age_s)
         except UpstreamError as error:
             if (more := self._log_limit.allow(market, self._monotonic())) is not None:
                 log.warning(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.dates import date_text
 from klinesync.core.printable import printable
@@ -20,11 +19,8 @@ from klinesync.core.spans import Span
 from klinesync.core.stream_state import StreamState
 from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.contact import StreamStatus
+from klinesync.ingest.timings import USUAL_TIMINGS, FollowTimings
 
-# Seconds (monotonic) after REST shows a candle until the stream counts as stale: its frame may be in flight.
-IN_FLIGHT_S = 2.0
-# Backoff of subscribing a stale stream again.
-RESUBSCRIBE = Backoff(initial_s=15.0, most_s=900.0)
 # Longest sentence about a stream, in characters.
 MAX_DETAIL_CHARS = 500
 
@@ -38,6 +34,7 @@ class StreamWatch:
     timeframe: of its candles.
     stale_s: seconds of the exchange after the close of a traded candle until the candle is overdue.
     since_ms: when the stream was requested, UTC; None (the default): unknown.
+    timings: when a stream counts as stale, and is subscribed again.
     """
 
     __slots__ = (
@@ -52,14 +49,22 @@ class StreamWatch:
         "_since_ms",
         "_stale_ms",
         "_timeframe",
+        "_timings",
         "detail",
         "last_frame_ms",
         "quiet",
         "state",
     )  # fmt: skip
 
-    def __init__(self, timeframe: Timeframe, stale_s: float, since_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        timeframe: Timeframe,
+        stale_s: float,
+        since_ms: int | None = None,
+        timings: FollowTimings = USUAL_TIMINGS,
+    ) -> None:
         self._timeframe = timeframe
+        self._timings = timings
         self._stale_ms = int(stale_s * 1000)
         self.state = StreamState.RECONNECTING  # until it is acknowledged
         self.detail: str | None = None
@@ -216,7 +221,7 @@ class StreamWatch:
         if self._acknowledged and self._attached_ms is None:
             self._attached_ms = now_ms  # the exchange's time was unknown at the acknowledgement
         owed = self._owed
-        if owed is None or not self.serves or now_s - self._owed_since_s < IN_FLIGHT_S:
+        if owed is None or not self.serves or now_s - self._owed_since_s < self._timings.in_flight_s:
             return False
         if now_ms < self._timeframe.next(owed) * 1000 + self._stale_ms:
             return False
@@ -225,7 +230,7 @@ class StreamWatch:
         detail = f"REST shows the candle of {date_text(owed)} with trades; the stream {stream}"
         self._change_state(StreamState.STALE, now_ms, detail)
         self._owed = None
-        self._retry_at_s = now_s + RESUBSCRIBE.initial_s
+        self._retry_at_s = now_s + self._timings.resubscribe.initial_s
         return True
 
     def retry(self, now_s: float) -> bool:
@@ -239,7 +244,7 @@ class StreamWatch:
         """The stream is subscribed again, by itself or with its whole connection. A renewed connection counts as a
         retry of each of its streams: with independent backoffs they would renew the connection in turns, too often."""
         self._retries += 1
-        self._retry_at_s = now_s + RESUBSCRIBE.delay_s(self._retries)
+        self._retry_at_s = now_s + self._timings.resubscribe.delay_s(self._retries)
 
     def _change_state(self, state: StreamState, now_ms: int | None, detail: str | None = None) -> None:
         self._set_detail(detail)

@@ -11,9 +11,10 @@ from klinesync.core.errors import UpstreamError
 from klinesync.core.events import EventName
 from klinesync.exchanges.contact import NO_ANSWER, ExchangeTrouble, MarketContact, StreamStatus
 from klinesync.exchanges.exchange import Exchange, KlineEvent
-from klinesync.exchanges.reach import UNREACHABLE_AFTER_S, ExchangeWatch
+from klinesync.exchanges.reach import ExchangeWatch
 from klinesync.exchanges.stamp_check import StampCheck
 from klinesync.ingest.questioner import Questioner
+from klinesync.ingest.timings import USUAL_TIMINGS, FollowTimings
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import Clock
@@ -23,8 +24,6 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# Age of the newest stamp of a stream at which the exchange is asked for its time, in seconds.
-CLOCK_AGE_S = 5.0
 # Shortest time between two log lines about the clocks of a market, in seconds. The clock of a fast (simulated) exchange
 # is corrected often until its speed is known.
 CLOCK_LOG_EVERY_S = 60.0
@@ -55,6 +54,7 @@ class MarketWatch:
     final_margin_s: finality margin of REST rows, in seconds of the exchange.
     our_clock: clock of this machine, in place of an exchange clock that is unknown.
     bulkheads: contains defects.
+    timings: when the exchange is asked for its time, and what silence means.
     """
 
     def __init__(
@@ -68,14 +68,16 @@ class MarketWatch:
         final_margin_s: float,
         our_clock: Clock,
         bulkheads: Bulkheads,
+        timings: FollowTimings = USUAL_TIMINGS,
     ) -> None:
         self.market = market
         self.questioner = Questioner(exchange, pipeline.submit, our_clock.monotonic_s)
         self.check = StampCheck(clock, partial(exchange.now_ms, market), believe, our_clock.monotonic_s)
-        self.reach = ExchangeWatch()
+        self.reach = ExchangeWatch(timings.silence)
         self._exchange = exchange
         self._clock = clock
         self._final_margin_s = final_margin_s
+        self._timings = timings
         self._our_clock = our_clock
         self._bulkheads = bulkheads
         self._log_limit = LogLimit(CLOCK_LOG_EVERY_S)
@@ -104,11 +106,11 @@ class MarketWatch:
         return await self._exchange.now_ms(self.market) if now_ms is None else now_ms
 
     async def fresh_ms(self) -> int:
-        """The exchange's time; the exchange is asked when the newest stamp is older than `CLOCK_AGE_S`, because an
+        """The exchange's time; the exchange is asked when the newest stamp is older than `clock_age_s`, because an
         estimate from an old stamp lags an exchange that runs faster, or went on while this machine slept. The estimate
         when the exchange does not answer. Raises `UpstreamError` when there is none."""
         now_ms = self.now_ms()
-        if now_ms is not None and self._clock.age_s(self._our_clock.monotonic_s()) <= CLOCK_AGE_S:
+        if now_ms is not None and self._clock.age_s(self._our_clock.monotonic_s()) <= self._timings.clock_age_s:
             return now_ms
         try:
             return await self._exchange.now_ms(self.market)
@@ -125,7 +127,7 @@ class MarketWatch:
     @property
     def silence(self) -> str:
         """A sentence about a market that is unreachable."""
-        return f"the exchange has given neither frames nor answers for {UNREACHABLE_AFTER_S:g} s"
+        return f"the exchange has given neither frames nor answers for {self._timings.silence.unreachable_after_s:g} s"
 
     @property
     def margin_s(self) -> float:
@@ -190,9 +192,9 @@ class MarketWatch:
     def _wants_time(self, now_s: float) -> bool:
         """Whether to request the exchange's time although no frame waits for it."""
         clock = self._clock
-        if clock.age_s(now_s) > CLOCK_AGE_S or self.reach.ask_due(now_s):
+        if clock.age_s(now_s) > self._timings.clock_age_s or self.reach.ask_due(now_s):
             return True
-        every_s = CLOCK_AGE_S if clock.difference(now_s) is not None else 0.0
+        every_s = self._timings.clock_age_s if clock.difference(now_s) is not None else 0.0
         return clock.wants_answer(now_s) and clock.answer_age_s(now_s) > every_s
 
     def _ask_time(self) -> None:

@@ -34,8 +34,6 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# Interval of checks of all jobs, in seconds.
-TICK_S = 0.5
 # Shortest time between two log lines about an exchange at its limit of series, in seconds.
 FULL_LOG_EVERY_S = 60.0
 
@@ -89,10 +87,13 @@ class IngestSupervisor:
                 final_margin_s=settings.rest_final_margin_s,
                 our_clock=ports.clock,
                 bulkheads=ports.bulkheads,
+                timings=settings.timings,
             )
             for market, market_clock in exchange.clocks.items()
         }
-        self._listings = ListingWatch(exchange, exchange.clocks, self._followed_of, self._judge, self._monotonic)
+        self._listings = ListingWatch(
+            exchange, exchange.clocks, self._followed_of, self._judge, self._monotonic, settings.timings
+        )
         self._tails = TailReader(exchange, self._markets, ports, settings)
         self._full_log_limit = LogLimit(FULL_LOG_EVERY_S)
         self._group: asyncio.TaskGroup | None = None
@@ -218,6 +219,7 @@ class IngestSupervisor:
             now_ms=lambda series: self._markets[series.market].now_ms(),
             interval_s=self._settings.audit_interval_s,
             monotonic=self._monotonic,
+            limits=self._settings.audit,
         )
 
     async def _audited(self, series: SeriesId) -> Span | None:
@@ -231,7 +233,7 @@ class IngestSupervisor:
 
     async def _tick_forever(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self._settings.timings.tick_s)
             self._apply(self._table.expire(self._monotonic()))
             for name, market in self._markets.items():
                 moment, margin_s = self._moment(name), market.margin_s

@@ -49,8 +49,9 @@ from klinesync.market.http_limits import BoundedHttp
 from klinesync.market.runtime import MarketRuntime
 from klinesync.market.schemas import REFUSED, REFUSED_WITHOUT_TOKEN
 from klinesync.market.security import TOKEN, GuardedApp
+from klinesync.market.server_config import ServerConfig
 from klinesync.market.stopping import CLIENTS_END_S, REFUSALS_SENT_S, RequestGate
-from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, PING_INTERVAL_S, PING_TIMEOUT_S, MarketSocket
+from klinesync.market.ws_transport import MAX_MESSAGE_BYTES, MarketSocket
 from klinesync.market_data.event_streams import RateLimited
 from klinesync.runtime.bulkheads import Bulkheads, Part
 
@@ -253,18 +254,12 @@ def bind(host: str, port: int) -> socket:
 
 def create_server(app: ASGIApp, runtime: MarketRuntime) -> Server:
     """A server for `app`; run it with `serve(sockets=[bind(…)])`."""
-    config = uvicorn.Config(
+    config = ServerConfig(
         app,
-        lifespan="off",
+        runtime.front.connections,
         http=BoundedHttp,
         ws=MarketSocket,
         ws_max_size=MAX_MESSAGE_BYTES,
-        ws_ping_interval=PING_INTERVAL_S,
-        ws_ping_timeout=PING_TIMEOUT_S,
-        ws_per_message_deflate=False,  # compressed frames could not be shared by clients
-        log_config=None,
-        access_log=False,
-        server_header=False,
         timeout_graceful_shutdown=CUT_OFF_TIMEOUT_S,
     )
     return Server(config, runtime)

@@ -13,24 +13,15 @@ from dataclasses import dataclass, field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from klinesync.market.error_codes import SHUTTING_DOWN, Refusal
+from klinesync.market.limits import USUAL_BODIES, BodyLimits
 from klinesync.market.refusals import send_refusal
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
 MAX_BODY_BYTES = 8 << 20
-# Most bytes of all bodies in flight, which are held from the first byte to the answer.
-MAX_BYTES_IN_FLIGHT = 64 << 20
-# Longest pause between two bytes, in seconds.
-STALL_TIMEOUT_S = 20.0
-# Minimum speed, in bytes a second over `SPEED_WINDOW_S`. A phone on a slow line is ten times as fast.
-MIN_BYTES_PER_S = 500
-SPEED_WINDOW_S = 30.0
-# Age, in seconds, from which an arriving body may be refused to make room in a full budget, the slowest body first.
-PATIENCE_S = 5.0
 # `Retry-After` of requests that are refused because the budget is full, in seconds.
 RETRY_AFTER_S = 2
 # Methods whose bodies are not read.
 BODILESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
 
 TOO_LARGE = Refusal(413, "too_large", f"the body is longer than {MAX_BODY_BYTES} bytes")
 BUSY = Refusal(
@@ -39,19 +30,24 @@ BUSY = Refusal(
     "too many bytes of bodies are in flight; send the request again after Retry-After",
     ((b"retry-after", b"%d" % RETRY_AFTER_S),),
 )
-TOO_SLOW = Refusal(
-    408,
-    "too_slow",
-    f"the body stalled for {STALL_TIMEOUT_S:g} s, or brought less than {MIN_BYTES_PER_S} bytes a second "
-    f"over {SPEED_WINDOW_S:g} s",
-    ((b"connection", b"close"),),
-)
+
+
+def too_slow(limits: BodyLimits) -> Refusal:
+    """The refusal of a body that is too slow."""
+    return Refusal(
+        408,
+        "too_slow",
+        f"the body stalled for {limits.stall_timeout_s:g} s, or brought less than {limits.bytes_per_s} bytes a second "
+        f"over {limits.speed_window_s:g} s",
+        ((b"connection", b"close"),),
+    )
 
 
 @dataclass(slots=True, eq=False)
 class Body:
     """A body in flight.
 
+    limits: of bodies.
     began_s, last_s: arrival of the body and of its last byte.
     window_s, window_bytes: start of the window in which the speed is measured, and the bytes since.
     size: bytes so far.
@@ -60,6 +56,7 @@ class Body:
     wait: the timeout of its reader; None while the reader does not wait.
     """
 
+    limits: BodyLimits
     began_s: float
     last_s: float
     window_s: float
@@ -70,14 +67,14 @@ class Body:
     wait: asyncio.Timeout | None = field(default=None, repr=False)
 
     @classmethod
-    def begun(cls, now_s: float) -> Body:
+    def begun(cls, limits: BodyLimits, now_s: float) -> Body:
         """A body without any bytes yet."""
-        return cls(now_s, now_s, now_s)
+        return cls(limits, now_s, now_s, now_s)
 
     @property
     def deadline_s(self) -> float:
         """When to check again whether the body is too slow."""
-        return min(self.last_s + STALL_TIMEOUT_S, self.window_s + SPEED_WINDOW_S)
+        return min(self.last_s + self.limits.stall_timeout_s, self.window_s + self.limits.speed_window_s)
 
     def take(self, size: int, now_s: float) -> None:
         """Count arrived bytes."""
@@ -88,11 +85,11 @@ class Body:
 
     def too_slow(self, now_s: float) -> bool:
         """Whether the body is too slow. Begins a new window when the current one is over."""
-        if now_s - self.last_s >= STALL_TIMEOUT_S:
+        if now_s - self.last_s >= self.limits.stall_timeout_s:
             return True
-        if now_s - self.window_s < SPEED_WINDOW_S:
+        if now_s - self.window_s < self.limits.speed_window_s:
             return False
-        slow = self.window_bytes < MIN_BYTES_PER_S * (now_s - self.window_s)
+        slow = self.window_bytes < self.limits.bytes_per_s * (now_s - self.window_s)
         self.window_s, self.window_bytes = now_s, 0
         return slow
 
@@ -104,20 +101,21 @@ class Body:
 class BodyBudget:
     """The bodies in flight, and their bytes. Pure, except that the reader of a refused body is woken.
 
-    max_bytes: budget; `MAX_BYTES_IN_FLIGHT` by default.
+    limits: of bodies.
     monotonic: our clock, by which deadlines are set.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES_IN_FLIGHT, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
+    def __init__(self, limits: BodyLimits = USUAL_BODIES, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
         self.monotonic = monotonic
-        self._max_bytes = max_bytes
+        self._limits = limits
+        self._too_slow = too_slow(limits)
         self._bodies: set[Body] = set()
         self._closed = False
         self.size = 0
 
     def begin(self, declared: int, now_s: float) -> Body | Refusal:
         """Admit a new body. Without room in the budget it is refused, and the slowest body that is older than
-        `PATIENCE_S` too, to make room for later ones.
+        `patience_s` too, to make room for later ones.
 
         declared: length by the request's head, in bytes; 0 without a length.
         now_s: monotonic seconds.
@@ -128,12 +126,12 @@ class BodyBudget:
             return SHUTTING_DOWN
         if declared > MAX_BODY_BYTES:
             return TOO_LARGE
-        if self.size + max(declared, 1) > self._max_bytes:
-            slowest = self._slowest(now_s, min_age_s=PATIENCE_S)
+        if self.size + max(declared, 1) > self._limits.bytes_in_flight:
+            slowest = self._slowest(now_s, min_age_s=self._limits.patience_s)
             if slowest is not None:
                 self._end(slowest, BUSY)
             return BUSY
-        body = Body.begun(now_s)
+        body = Body.begun(self._limits, now_s)
         self._bodies.add(body)
         return body
 
@@ -147,8 +145,8 @@ class BodyBudget:
         if body.size > MAX_BODY_BYTES:
             self._end(body, TOO_LARGE)
         elif body.too_slow(now_s):
-            self._end(body, TOO_SLOW)
-        while self.size > self._max_bytes and (slowest := self._slowest(now_s)) is not None:
+            self._end(body, self._too_slow)
+        while self.size > self._limits.bytes_in_flight and (slowest := self._slowest(now_s)) is not None:
             self._end(slowest, BUSY)
         return body.ended
 

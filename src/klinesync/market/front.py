@@ -15,6 +15,7 @@ from klinesync.ingest.supervisors import Supervisors
 from klinesync.market.bodies import BodyBudget
 from klinesync.market.guard import Guard
 from klinesync.market.inspection import Inspection
+from klinesync.market.limits import ConnectionLimits
 from klinesync.market.stopping import Requests
 from klinesync.market_data.series_health import SeriesHealthService
 from klinesync.pipelines.derived_step import DerivedStep
@@ -57,14 +58,21 @@ class DebugApi:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """The parts of the application beside market data. `debug`: None when the debug API is off; `bodies`, `requests`:
-    in flight."""
+    """The parts of the application beside market data.
+
+    guard: decides about requests.
+    inspection: counters and backlogs.
+    debug: None when the debug API is off.
+    bodies, requests: in flight.
+    connections: limits of connections.
+    """
 
     guard: Guard
     inspection: Inspection
     debug: DebugApi | None
     bodies: BodyBudget
     requests: Requests
+    connections: ConnectionLimits
 
 
 def front_of(request: Request) -> Front:

@@ -22,6 +22,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from klinesync.core.printable import printable
 from klinesync.market.error_codes import FrontDoorCode
+from klinesync.market.limits import USUAL_CONNECTIONS
+from klinesync.market.server_config import limits_of
 from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
@@ -31,44 +33,41 @@ MAX_URL_BYTES = 8 << 10
 MAX_HEADERS = 100
 # Most bytes of the request line and all headers.
 MAX_HEAD_BYTES = 32 << 10
-# Longest time for a head, in seconds, from its first byte or from the connect.
-HEAD_TIMEOUT_S = 20.0
-# Most connections, WebSockets included, if the system allows as many. Each needs memory and a file descriptor.
-MAX_CONNECTIONS = 20_000
 # Reserved file descriptors: for the store and its readers, and connections to exchanges.
 OTHER_FILES = 500
 
 
-def allow_connections() -> None:
-    """Raise the limit of open files for `MAX_CONNECTIONS`, or as far as the system allows. Processes start with a limit
-    of about 1,000."""
-    needed = MAX_CONNECTIONS + OTHER_FILES
+def allow_connections(wanted: int = USUAL_CONNECTIONS.connections) -> None:
+    """Raise the limit of open files for `wanted` connections, or as far as the system allows. Processes start with a
+    limit of about 1,000."""
+    needed = wanted + OTHER_FILES
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY or allowed >= needed:
         return
     needed = needed if most == resource.RLIM_INFINITY else min(needed, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
-    if most_connections() < MAX_CONNECTIONS:
+    if most_connections(wanted) < wanted:
         log.info(
             "connections.limited",
             "%d connections at most: the system lets this process open %d files",
-            most_connections(),
+            most_connections(wanted),
             most,
         )
 
 
-def most_connections() -> int:
-    """The most connections: `MAX_CONNECTIONS`, or the limit of open files less `OTHER_FILES`, at least half of the
+def most_connections(wanted: int = USUAL_CONNECTIONS.connections) -> int:
+    """The most connections: `wanted`, or the limit of open files less `OTHER_FILES`, at least half of the
     limit. Refusing a client is better than a store that cannot open a file."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY:
-        return MAX_CONNECTIONS
-    return min(MAX_CONNECTIONS, max(allowed - OTHER_FILES, allowed // 2))
+        return wanted
+    return min(wanted, max(allowed - OTHER_FILES, allowed // 2))
 
 
 class BoundedHttp(HttpToolsProtocol):
     """uvicorn's HTTP with limits. A request beyond a limit is answered, where an answer is possible, and cut off."""
 
+    _limits = USUAL_CONNECTIONS  # those of the server's configuration, once connected
     _refusal: tuple[HTTPStatus, FrontDoorCode, str] | None = None
     _head_done = False
     _head_bytes = 0
@@ -77,7 +76,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        if len(self.connections) > most_connections():
+        self._limits = limits_of(self.config)
+        if len(self.connections) > most_connections(self._limits.connections):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections", "come back later")
             self.send_400_response("")
             return
@@ -183,7 +183,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         if self._head_timer is None:
-            self._head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self._too_slow)
+            self._head_timer = asyncio.get_running_loop().call_later(self._limits.head_timeout_s, self._too_slow)
 
     def _end_await(self) -> None:
         if self._head_timer is not None:
@@ -192,7 +192,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._head_timer = None
-        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "too_slow", f"no complete request within {HEAD_TIMEOUT_S:g} s")
+        sentence = f"no complete request within {self._limits.head_timeout_s:g} s"
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "too_slow", sentence)
         self.send_400_response("")
 
 

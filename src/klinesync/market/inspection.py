@@ -27,9 +27,6 @@ from klinesync.storage.damage import StoreDamaged
 from klinesync.storage.database import Database
 from klinesync.ws.hub import CandleHub
 
-# Seconds for which values from the store are reused, because reading them visits every series.
-STORE_FACTS_TTL_S = 10.0
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -82,10 +79,11 @@ class StoreFacts:
 
 
 class Inspection:
-    """Reads the parts."""
+    """Reads the parts. `store_facts_ttl_s`: seconds for which measurements of the store are reused."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, store_facts_ttl_s: float) -> None:
         self._parts = parts
+        self._store_facts_ttl_s = store_facts_ttl_s
         self._facts = StoreFacts()
         self._read_at_s = float("-inf")
         self._reading: SingleFlight[StoreFacts] = SingleFlight()
@@ -93,7 +91,7 @@ class Inspection:
 
     async def metrics(self) -> bytes:
         """The page of metrics. Raises `StoreError`."""
-        if self._parts.clock.monotonic_s() - self._read_at_s >= STORE_FACTS_TTL_S:
+        if self._parts.clock.monotonic_s() - self._read_at_s >= self._store_facts_ttl_s:
             self._facts = await self._reading.get(self._read_store)
             self._read_at_s = self._parts.clock.monotonic_s()
         return self._page.text()

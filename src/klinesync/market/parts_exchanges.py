@@ -42,7 +42,7 @@ def build_exchanges(
     """
     registry = exchange_registry(settings, around, database, entries)
     supervisors = Supervisors(registry, around.bulkheads)
-    return ExchangeParts(registry, supervisors, ExchangeTime(registry.clocks, around.clock))
+    return ExchangeParts(registry, supervisors, ExchangeTime(registry.clocks, around.clock, around.tuning.clock_age_s))
 
 
 def exchange_registry(
@@ -62,6 +62,8 @@ def exchange_registry(
         share=settings.weight_share,
         streams_most=settings.streams_per_connection,
         proxies=settings.proxies,
+        streams=around.tuning.binance_streams,
+        rest=around.tuning.binance_rest,
     )
     context = ExchangeContext(around.clock, around.rng, settings.final_margin_s, around.bulkheads)
     if database is not None:

@@ -66,7 +66,8 @@ def build_history(
         database=writing.database,
         watch=board.watch(),
         rng=around.rng,
-        retries=around.retries,
+        retries=around.tuning.retries,
+        limits=around.tuning.history,
         deep_watch=board.watch(),
         shelves=history_shelves(settings, files, exchange.registry.symbol_id),
         covers=scope.covers,
@@ -111,7 +112,7 @@ def build_history(
             derived=derived_history.ensure_page,
         )
     scrub = StoreScrub(writing.database, settings.scrub_days, around.clock)
-    known = KnownSeries(scope.known, around.bulkheads, around.clock.monotonic_s)
+    known = KnownSeries(scope.known, around.bulkheads, around.clock.monotonic_s, around.tuning.known)
     return HistoryParts(
         board=board,
         files=files,
@@ -123,7 +124,7 @@ def build_history(
         healer=StoreHealer(
             writing.database, writing.pipeline, Sources(writing.derived.base_of, scope.covers), around.clock
         ),
-        reader=CandleReader(writing.database, known.known, coverage, scrub.ask),
+        reader=CandleReader(writing.database, known.known, coverage, scrub.ask, around.tuning.clients.catch_up_candles),
     )
 
 

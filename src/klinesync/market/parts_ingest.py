@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from klinesync.core.series_id import SeriesId
@@ -57,7 +57,8 @@ def build_ingest(
         files=history.files,
     )
     supervisors = exchange.supervisors
-    supervisors.bind(partial(IngestSupervisor, ports=ports, settings=settings.follow))
+    follow = replace(settings.follow, timings=around.tuning.follow, audit=around.tuning.audit)
+    supervisors.bind(partial(IngestSupervisor, ports=ports, settings=follow))
     startup = StartupSync(
         series=followed,
         follow=supervisors.follow,
@@ -66,6 +67,7 @@ def build_ingest(
         monotonic=around.clock.monotonic_s,
         request_declared=history.backfill.request_declared,
         bulkheads=around.bulkheads,
+        retry=around.tuning.startup_retry,
     )
     on_demand = None
     if settings.on_demand:

@@ -69,6 +69,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
         restarts=partial(restarts, around.bulkheads, around.clock),
         scrub=history.scrub.progress,
         monotonic=around.clock.monotonic_s,
+        max_streams=around.tuning.status_streams,
     )
     subscriptions = WsSubscriptionCoordinator(
         writing.hub,
@@ -97,7 +98,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
             monotonic=around.clock.monotonic_s,
         ),
         status=status,
-        top_markets=TopMarkets(registry, clock=around.clock),
+        top_markets=TopMarkets(registry, clock=around.clock, limits=around.tuning.top_markets),
         subscriptions=subscriptions,
         hub=writing.hub,
         whitelist=settings.listed,
@@ -107,7 +108,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
 def build_front(settings: ServiceSettings, parts: ServedParts) -> Front:
     """The front: guard, inspection and limits."""
     writing, history, supervisors = parts.writing, parts.history, parts.exchange.supervisors
-    now_s, clock = parts.exchange.time.now_s, parts.around.clock
+    now_s, clock, tuning = parts.exchange.time.now_s, parts.around.clock, parts.around.tuning
     inspected = Parts(
         database=writing.database,
         pipeline=writing.pipeline,
@@ -136,8 +137,9 @@ def build_front(settings: ServiceSettings, parts: ServedParts) -> Front:
         debug = DebugApi(supervisors, health, FormingIngest(writing.forming.show, writing.derived, now_s))
     return Front(
         settings.guard,
-        Inspection(inspected),
+        Inspection(inspected, tuning.store_facts_ttl_s),
         debug,
-        bodies=BodyBudget(monotonic=clock.monotonic_s),
+        bodies=BodyBudget(tuning.bodies, clock.monotonic_s),
         requests=Requests(clock.monotonic_s),
+        connections=tuning.connections,
     )

@@ -60,7 +60,7 @@ def build_writing(settings: WritingSettings, around: Surroundings, database: Dat
     """
     derived = derived_step(settings.derived_base, settings.derived_targets)
     ledger = ledger_step(settings.ledger)
-    hub = CandleHub(around.bulkheads, around.clock.monotonic_s)
+    hub = CandleHub(around.bulkheads, around.clock.monotonic_s, around.tuning.clients)
     teller = Teller(hub, derived, around.clock)
     log = EventLog()
     events = SeriesEvents(
@@ -85,7 +85,9 @@ def build_writing(settings: WritingSettings, around: Surroundings, database: Dat
     )
     retention = None
     if settings.retention_days:
-        retention = Retention(database, ledger, derived.base, derived.targets, settings.retention_days)
+        retention = Retention(
+            database, ledger, derived.base, derived.targets, settings.retention_days, around.tuning.trimming
+        )
     return WritingParts(
         database=database,
         derived=derived,

@@ -17,9 +17,6 @@ from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
 
-# Seconds between two checks of the store.
-STORE_PROBE_S = 5.0
-
 
 class MarketRuntime:
     """Starts and stops the parts. One TaskGroup owns every long-lived task. A part with a defect is restarted; a defect
@@ -36,6 +33,7 @@ class MarketRuntime:
         self.front = front
         self.bulkheads = parts.around.bulkheads
         self.clock = parts.around.clock
+        self._store_probe_s = parts.around.tuning.store_probe_s
         self.hub = writing.hub
         self.registry = exchange.registry
         self.supervisors = exchange.supervisors
@@ -118,7 +116,7 @@ class MarketRuntime:
         written again. A failure is logged when it begins or changes."""
         logged: str | None = None
         while True:
-            await asyncio.sleep(STORE_PROBE_S)
+            await asyncio.sleep(self._store_probe_s)
             try:
                 if self._database.write_error is None:
                     await self._database.check()

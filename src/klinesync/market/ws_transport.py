@@ -32,28 +32,22 @@ from websockets.server import ServerProtocol
 
 from klinesync.core.printable import printable
 from klinesync.market.error_codes import FrontDoorCode
+from klinesync.market.limits import USUAL_CONNECTIONS
+from klinesync.market.server_config import limits_of
 from klinesync.market_data.orchestrator import MarketDataOrchestrator
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.runtime.bulkheads import Part
 from klinesync.ws import protocol
 from klinesync.ws.frames import payload_of
-from klinesync.ws.hub import CLOSE_DEFECT, CLOSE_POLICY_VIOLATION, Client
-from klinesync.ws.rate import RATE_PER_S, MessageRate, Verdict
+from klinesync.ws.hub import CLOSE_DEFECT, CLOSE_POLICY_VIOLATION, Client, ClientLimits
+from klinesync.ws.rate import MessageRate, Verdict
 
-# Most WebSocket clients; fewer than the connections, so that HTTP always has some.
-MAX_CLIENTS = 10_000
 # Longest message of a client, in bytes.
 MAX_MESSAGE_BYTES = 64 << 10
 # Most fragments of a message, because each fragment costs memory, however short.
 MAX_FRAGMENTS = 1000
 # Unhandled messages of a client at which its socket is paused.
 INBOX_MAX_MESSAGES = 16
-# Longest time for the closing handshake, in seconds; then the connection is cut off.
-CLOSE_TIMEOUT_S = 5.0
-# Interval of pings, and the longest wait for a pong, in seconds; without a pong the connection is half open. The wait
-# is long, because a ping is queued behind unread data of a slow client.
-PING_INTERVAL_S = 20.0
-PING_TIMEOUT_S = 40.0
 
 # Longest reason of a refused handshake, in characters, because it may contain a header's value.
 MAX_REFUSAL_CHARS = 200
@@ -67,7 +61,7 @@ EXTENSION = "klinesync.socket"
 async def serve_socket(websocket: WebSocket, market_data: MarketDataOrchestrator) -> None:
     """Accept a connection and serve it; refused with 503 when too many clients are connected."""
     extensions = websocket.scope.get("extensions", {})
-    if market_data.clients >= MAX_CLIENTS:
+    if market_data.is_full:
         detail = "there are too many connections; try again later"
         answer = {"detail": detail, "code": "too_many_connections"}
         await websocket.send_denial_response(JSONResponse(answer, HTTPStatus.SERVICE_UNAVAILABLE))
@@ -76,7 +70,8 @@ async def serve_socket(websocket: WebSocket, market_data: MarketDataOrchestrator
     if EXTENSION in extensions:
         extensions[EXTENSION]["socket"].serve(market_data.subscriptions)
     else:
-        await AsgiSocket(websocket).serve(market_data.subscriptions)
+        coordinator = market_data.subscriptions
+        await AsgiSocket(websocket, coordinator.limits).serve(coordinator)
 
 
 async def handle(coordinator: WsSubscriptionCoordinator, client: Client, rate: MessageRate, text: str | bytes) -> None:
@@ -85,7 +80,7 @@ async def handle(coordinator: WsSubscriptionCoordinator, client: Client, rate: M
         case Verdict.TAKEN:
             await coordinator.handle(client, text)
         case Verdict.REFUSED:
-            sentence = f"too many messages, this one was not read; send at most {RATE_PER_S:g} a second"
+            sentence = f"too many messages, this one was not read; send at most {rate.limits.per_s:g} a second"
             client.outbox.put([protocol.error_message("rate_limited", sentence)])
         case Verdict.ABUSE:
             client.outbox.end(CLOSE_POLICY_VIOLATION)
@@ -150,6 +145,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.conn = SocketProtocol(max_size=config.ws_max_size, logger=logging.getLogger("uvicorn.error"))
+        self._limits = limits_of(config)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -185,9 +181,9 @@ class MarketSocket(WebSocketsSansIOProtocol):
 
     def serve(self, coordinator: WsSubscriptionCoordinator) -> None:
         """Serve a client on the connection, after the handshake."""
-        client = Client(self)
+        client = Client(self, coordinator.limits)
         self._coordinator = coordinator
-        self._rate = MessageRate(coordinator.monotonic())
+        self._rate = MessageRate(coordinator.monotonic(), coordinator.limits.rate)
         coordinator.connected(client)
         self._client = client
         if self.disconnected or self.transport.is_closing():
@@ -215,7 +211,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
     def ending(self) -> None:
         """See `Wire`."""
         if self.close_timer is None:
-            self.close_timer = self.loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
+            self.close_timer = self.loop.call_later(self._limits.close_timeout_s, self.transport.abort)
 
     def close(self, code: int) -> None:
         """See `Wire`."""
@@ -304,7 +300,7 @@ class MarketSocket(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         if self.read_paused:
             # The pong may have arrived: we have paused reading.
-            self.pong_timer = self.loop.call_later(PING_TIMEOUT_S, self.keepalive_timeout)
+            self.pong_timer = self.loop.call_later(self._limits.ping_timeout_s, self.keepalive_timeout)
             return
         super().keepalive_timeout()
         self._disconnect()
@@ -341,15 +337,19 @@ class MarketSocket(WebSocketsSansIOProtocol):
 
 
 class AsgiSocket:
-    """A client's wire over ASGI: one task reads, one writes."""
+    """A client's wire over ASGI: one task reads, one writes.
 
-    def __init__(self, websocket: WebSocket) -> None:
+    websocket: the accepted connection.
+    clients: limits of the client.
+    """
+
+    def __init__(self, websocket: WebSocket, clients: ClientLimits) -> None:
         self._websocket = websocket
         self._frames: list[bytes] = []
         self._code: int | None = None
         self._due = asyncio.Event()
         self._ending = asyncio.Event()
-        self._client = Client(self)
+        self._client = Client(self, clients)
 
     async def serve(self, coordinator: WsSubscriptionCoordinator) -> None:
         """Serve the client until the connection ends."""
@@ -367,7 +367,7 @@ class AsgiSocket:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._ending.is_set():
                 # The writer closes after the backlog; a client that does not read is cut off.
-                await asyncio.wait(tasks[:1], timeout=CLOSE_TIMEOUT_S)
+                await asyncio.wait(tasks[:1], timeout=USUAL_CONNECTIONS.close_timeout_s)
         finally:
             coordinator.disconnected(self._client)
             for task in tasks:
@@ -393,7 +393,7 @@ class AsgiSocket:
         await self._ending.wait()
 
     async def _read(self, coordinator: WsSubscriptionCoordinator) -> None:
-        rate = MessageRate(coordinator.monotonic())
+        rate = MessageRate(coordinator.monotonic(), coordinator.limits.rate)
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":

@@ -17,9 +17,13 @@ class ExchangeTime:
 
     clocks: exchange clocks by exchange and market; exchanges may be added later.
     clock: of this machine, used while an exchange's time is unknown.
+    clock_age_s: age of the newest stamp at which the exchange has to be asked for its time, in seconds.
     """
 
-    def __init__(self, clocks: Mapping[tuple[str, str], ExchangeClock], clock: Clock) -> None:
+    def __init__(
+        self, clocks: Mapping[tuple[str, str], ExchangeClock], clock: Clock, clock_age_s: float = CLOCK_AGE_S
+    ) -> None:
+        self._clock_age_s = clock_age_s
         self._clocks = clocks
         self._clock = clock
 
@@ -35,14 +39,14 @@ class ExchangeTime:
         return self._clock.wall_s() if known_s is None else known_s
 
     def fresh_s(self, series: SeriesId) -> float | None:
-        """The time of the exchange of `series`; None when the newest stamp is older than `CLOCK_AGE_S`, and the
+        """The time of the exchange of `series`; None when the newest stamp is older than `clock_age_s`, and the
         exchange has to be asked.
 
         An estimate from an old stamp lags an exchange that runs faster, or went on while this machine slept; judged by
         it, no tail would be missing.
         """
         clock = self._clocks.get((series.exchange, series.market))
-        if clock is None or clock.age_s(self._clock.monotonic_s()) > CLOCK_AGE_S:
+        if clock is None or clock.age_s(self._clock.monotonic_s()) > self._clock_age_s:
             return None
         return self.known_s(series)
 

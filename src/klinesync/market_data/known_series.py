@@ -16,13 +16,25 @@ from klinesync.core.series_id import SeriesId
 from klinesync.runtime.bulkheads import Bulkheads, Part
 from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 
-# Timeout of readers for the lists of a market, in seconds, from the oldest request in flight for the market: a client
-# with many series of a market that hangs waits once. The longest lists, of 10 MB, take some seconds.
-TIMEOUT_S = 5.0
 # Shortest timeout, in seconds: the answer of this request may come soon even if that of the oldest is late.
 LEAST_TIMEOUT_S = 0.05
-# Most requests in flight.
-MAX_REQUESTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLimits:
+    """The limits of requests whether an exchange lists a series.
+
+    timeout_s: timeout of readers for the lists of a market, in seconds, from the oldest request in flight for the
+        market: a client with many series of a market that hangs waits once. The longest lists, of 10 MB, take some
+        seconds.
+    requests: most requests in flight.
+    """
+
+    timeout_s: float = 5.0
+    requests: int = 1000
+
+
+USUAL_KNOWN = KnownLimits()
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +49,7 @@ class KnownSeries:
     knows: asks the exchange; may raise `UpstreamError` and `UnknownSeries`.
     bulkheads: contains defects.
     monotonic: monotonic seconds.
+    limits: timeout, and most requests in flight.
     """
 
     def __init__(
@@ -44,7 +57,9 @@ class KnownSeries:
         knows: Callable[[SeriesId], Awaitable[bool]],
         bulkheads: Bulkheads,
         monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
+        limits: KnownLimits = USUAL_KNOWN,
     ) -> None:
+        self._limits = limits
         self._monotonic = monotonic
         self._knows = knows
         self._bulkheads = bulkheads
@@ -52,7 +67,7 @@ class KnownSeries:
 
     async def known(self, series: SeriesId) -> bool:
         """Whether the exchange lists the series. Raises `UpstreamError` when it cannot be asked, or does not answer
-        within `TIMEOUT_S`, and what `knows` raises."""
+        within the timeout, and what `knows` raises."""
         now_s = self._monotonic()
         request = self._requests.get(series) or self._begin(series, now_s)
         oldest_s = min(
@@ -60,14 +75,14 @@ class KnownSeries:
             for other, request in self._requests.items()
             if (other.exchange, other.market) == (series.exchange, series.market)
         )
-        await asyncio.wait([request.answer], timeout=max(LEAST_TIMEOUT_S, oldest_s + TIMEOUT_S - now_s))
+        await asyncio.wait([request.answer], timeout=max(LEAST_TIMEOUT_S, oldest_s + self._limits.timeout_s - now_s))
         if not request.answer.done():
             raise UpstreamError(f"{series.exchange} has not told yet what its {series.market} market lists")
         return request.answer.result()
 
     def _begin(self, series: SeriesId, now_s: float) -> _Request:
-        if len(self._requests) >= MAX_REQUESTS:
-            raise UpstreamError(f"{series}: {MAX_REQUESTS} series are being asked for already")
+        if len(self._requests) >= self._limits.requests:
+            raise UpstreamError(f"{series}: {self._limits.requests} series are being asked for already")
         loop = asyncio.get_running_loop()
         request = self._requests[series] = _Request(now_s, loop.create_future())
         work = partial(self._ask, series, request.answer)

@@ -91,9 +91,9 @@ class MarketDataOrchestrator:
         return await self.backfill.start(base, span)
 
     @property
-    def clients(self) -> int:
-        """Number of connected WebSocket clients."""
-        return self.hub.clients
+    def is_full(self) -> bool:
+        """Whether no further WebSocket client is taken."""
+        return self.hub.is_full
 
     def end_streams(self) -> None:
         """End every event stream, because the service stops."""

@@ -113,10 +113,12 @@ class PageCache:
     """A cache of encoded pages, until their series or its base changes. The least recently used are evicted.
 
     max_bytes: of all pages together.
+    max_changed: most series whose last change is remembered.
     """
 
-    def __init__(self, max_bytes: int = MAX_PAGES_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_PAGES_BYTES, max_changed: int = MAX_CHANGED_SERIES) -> None:
         self._max_bytes = max_bytes
+        self._max_changed = max_changed
         self._pages: OrderedDict[PageKey, Page] = OrderedDict()
         self._changed: OrderedDict[SeriesId, int] = OrderedDict()
         self._oldest = 0  # pages of series that `_changed` has evicted must not be older than this commit
@@ -126,7 +128,7 @@ class PageCache:
         """The transaction `commit` has changed the series."""
         self._changed[series] = commit
         self._changed.move_to_end(series)
-        if len(self._changed) > MAX_CHANGED_SERIES:
+        if len(self._changed) > self._max_changed:
             _, self._oldest = self._changed.popitem(last=False)
 
     def clear(self) -> None:
@@ -201,6 +203,7 @@ class CandleReader:
     knows: whether the exchange lists a series; may raise `UpstreamError`.
     coverage: requests candles that pages lack; None (the default): nothing is requested.
     undeclared: takes a series with missing candles that are in no gap of the ledger.
+    catch_up_candles: most candles of one catch-up; older ones are paged over HTTP.
     """
 
     def __init__(
@@ -209,8 +212,10 @@ class CandleReader:
         knows: Callable[[SeriesId], Awaitable[bool]],
         coverage: Coverage | None = None,
         undeclared: Callable[[SeriesId], None] = lambda _: None,
+        catch_up_candles: int = CATCH_UP_MAX_CANDLES,
     ) -> None:
         self._database = database
+        self._catch_up_candles = catch_up_candles
         self._knows = knows
         self._coverage = coverage
         self._undeclared = undeclared
@@ -288,8 +293,8 @@ class CandleReader:
             head = store.head(series)
             if since is None:
                 return CatchUp([], store.first(series), 0, store.commit(), [], head)
-            rows = store.newest(series, CATCH_UP_MAX_CANDLES, after=since, strict=False)
-            newer = store.count_after(series, since, CATCH_UP_MAX_CANDLES + 1)
+            rows = store.newest(series, self._catch_up_candles, after=since, strict=False)
+            newer = store.count_after(series, since, self._catch_up_candles + 1)
             gaps = store.gaps(series, Span(rows[0].time, rows[-1].time)) if rows else []
             return CatchUp(rows, store.first(series), newer, store.commit(), gaps, head)
 

@@ -26,14 +26,24 @@ from klinesync.storage.database import Database
 
 log = Log(__name__)
 
-# Pause between two searches for old candles, in seconds.
-PERIOD_S = 60.0
-# Most base candles of a transaction; their derived candles are fewer.
-MAX_TRIMMED_CANDLES = 2000
-# Pause between two transactions, in seconds, for live batches.
-PAUSE_S = 0.01
-
 _DAY = Timeframe.parse("1d")
+
+
+@dataclass(frozen=True, slots=True)
+class Trimming:
+    """How old candles are trimmed.
+
+    period_s: pause between two searches for old candles, in seconds.
+    candles: most base candles of a transaction; their derived candles are fewer.
+    pause_s: pause between two transactions, in seconds, for live batches.
+    """
+
+    period_s: float = 60.0
+    candles: int = 2000
+    pause_s: float = 0.01
+
+
+USUAL_TRIMMING = Trimming()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +129,17 @@ class Retention:
     base: timeframe of the ingested series.
     targets: timeframes that are derived from it.
     days: days that are kept, at least 1.
+    trimming: period, and size of transactions.
     """
 
     def __init__(
-        self, database: Database, ledger: LedgerStep, base: Timeframe, targets: Sequence[Timeframe], days: int
+        self,
+        database: Database,
+        ledger: LedgerStep,
+        base: Timeframe,
+        targets: Sequence[Timeframe],
+        days: int,
+        trimming: Trimming = USUAL_TRIMMING,
     ) -> None:
         assert days > 0, "a service that keeps everything has no retention"
         self._database = database
@@ -130,15 +147,16 @@ class Retention:
         self._base = base
         self._targets = tuple(targets)
         self._days = days
+        self._trimming = trimming
 
     async def run(self) -> None:
-        """Trim every `PERIOD_S` until cancelled. After an error of the store the next period tries again."""
+        """Trim every `period_s` until cancelled. After an error of the store the next period tries again."""
         while True:
             try:
                 await self.trim()
             except StoreError as error:
                 log.warning("retention.failed", "old candles cannot be trimmed", error=error)
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(self._trimming.period_s)
 
     async def trim(self) -> None:
         """Trim all old candles, in small transactions between live batches. Raises `StoreError`."""
@@ -157,7 +175,7 @@ class Retention:
                 )
 
     async def _trim(self, item: Old) -> None:
-        more = True
+        more, most = True, self._trimming.candles
         while more:
-            more = await self._database.write(lambda store: trim(store, self._ledger, item, MAX_TRIMMED_CANDLES))
-            await asyncio.sleep(PAUSE_S)
+            more = await self._database.write(lambda store: trim(store, self._ledger, item, most))
+            await asyncio.sleep(self._trimming.pause_s)

@@ -44,6 +44,7 @@ class StartupSync:
     refresh: computes derived candles and ledgers of a series then; None (the default): nothing is computed.
     request_declared: has declared gaps of a series healed then; None (the default): none are.
     bulkheads: contains defects; a new one by default.
+    retry: backoff of a series that cannot be followed.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class StartupSync:
         refresh: Callable[[SeriesId], Awaitable[None]] | None = None,
         request_declared: Callable[[SeriesId], None] | None = None,
         bulkheads: Bulkheads | None = None,
+        retry: Backoff = RETRY,
     ) -> None:
+        self._retry = retry
         self._bulkheads = bulkheads or Bulkheads()
         self._series = tuple(dict.fromkeys(series))
         self._follow = follow
@@ -107,7 +110,7 @@ class StartupSync:
                 self._log()
                 return
             except KlinesyncError as error:
-                retry_s = RETRY.delay_s(retry)
+                retry_s = self._retry.delay_s(retry)
                 suppressed = self._errors.allow(error.code, self._monotonic())
                 if suppressed is not None:
                     log.warning(

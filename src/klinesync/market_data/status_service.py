@@ -87,6 +87,7 @@ class StatusService:
     restarts: parts that were restarted after a defect; none by default.
     scrub: progress of the reading of all of the store; None (the default): there is none.
     monotonic: monotonic seconds.
+    max_streams: most open event streams.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class StatusService:
         restarts: Callable[[], Sequence[Restart]] = lambda: (),
         scrub: ScrubProgress | None = None,
         monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
+        max_streams: int = MAX_STREAMS,
     ) -> None:
         self._monotonic = monotonic
         self._database = database
@@ -118,7 +120,7 @@ class StatusService:
         # Cache of the stored spans and gaps of followed series, until a write changes them.
         self._stored: dict[SeriesId, Stored] = {}
         self._in_flight: SingleFlight[ServiceStatus] = SingleFlight()
-        self.streams = EventStreams("the status", MAX_STREAMS, REFRESH_S)
+        self.streams = EventStreams("the status", max_streams, REFRESH_S)
 
     def changed(self, series: SeriesId) -> None:
         """Drop the cached span of a series, which a write has changed."""

@@ -23,21 +23,32 @@ from klinesync.runtime.single_flight import SingleFlight
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 500
-# Time to live of tickers, in seconds.
-TICKERS_TTL_S = 10.0
-# Timeout of a request to the exchange, in seconds.
-ASK_TIMEOUT_S = 10.0
-# Cooldown after a failed request, in seconds.
-FAILED_PAUSE_S = 5.0
 # Oldest answer that is served while the exchange cannot be asked, in seconds.
 STALE_MOST_S = 3600.0
 # Most requests with `force` in `FORCED_PER_S` seconds. All symbols of spot weigh 80 of 6000 a minute.
 FORCED_MOST = 6
 FORCED_PER_S = 60.0
-# Most open event streams.
-MAX_STREAMS = 100
-# Interval of keep-alives of a stream without changes, in seconds, so that proxies keep it open.
-KEEP_ALIVE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopLimits:
+    """The limits and timings of tickers, in seconds.
+
+    tickers_ttl_s: time to live of tickers.
+    ask_timeout_s: timeout of a request to the exchange.
+    failed_pause_s: cooldown after a failed request.
+    streams: most open event streams.
+    keep_alive_s: interval of keep-alives of a stream without changes, so that proxies keep it open.
+    """
+
+    tickers_ttl_s: float = 10.0
+    ask_timeout_s: float = 10.0
+    failed_pause_s: float = 5.0
+    streams: int = 100
+    keep_alive_s: float = 15.0
+
+
+USUAL_TOP = TopLimits()
 
 
 # Exchange and market.
@@ -138,9 +149,11 @@ class TopMarkets:
 
     registry: the exchanges.
     clock: of this machine.
+    limits: of requests and streams.
     """
 
-    def __init__(self, registry: ExchangeRegistry, *, clock: Clock) -> None:
+    def __init__(self, registry: ExchangeRegistry, *, clock: Clock, limits: TopLimits = USUAL_TOP) -> None:
+        self._limits = limits
         self._registry = registry
         self._clock = clock
         # By exchange and market, so at most as many as the registry has.
@@ -149,7 +162,7 @@ class TopMarkets:
         self._flights: dict[_Place, SingleFlight[_Board]] = {}
         self._asking: set[asyncio.Timeout] = set()
         self._forced_at_s: deque[float] = deque(maxlen=FORCED_MOST)
-        self.streams = EventStreams("top markets", MAX_STREAMS, KEEP_ALIVE_S)
+        self.streams = EventStreams("top markets", limits.streams, limits.keep_alive_s)
 
     def check(self, query: TopQuery) -> None:
         """Raises `Rejected` for an unknown exchange or market."""
@@ -173,7 +186,7 @@ class TopMarkets:
         if force:
             self._count_forced()
         else:
-            board = self._cached(query.place, TICKERS_TTL_S)
+            board = self._cached(query.place, self._limits.tickers_ttl_s)
             if board is not None:
                 return _answer(query, board, cached=True, stale=False)
         try:
@@ -219,8 +232,8 @@ class TopMarkets:
                 yield trouble
             until_s = self._clock.monotonic_s() + interval_s
             while (pause_s := until_s - self._clock.monotonic_s()) > 0 and not self.streams.ended:
-                await self.streams.pause(min(pause_s, KEEP_ALIVE_S))
-                if pause_s > KEEP_ALIVE_S and not self.streams.ended:
+                await self.streams.pause(min(pause_s, self._limits.keep_alive_s))
+                if pause_s > self._limits.keep_alive_s and not self.streams.ended:
                     yield None
 
     def end(self) -> None:
@@ -236,7 +249,8 @@ class TopMarkets:
 
     async def _ask(self, place: _Place, *, force: bool) -> _Board:
         failed_at_s, failure = self._failures.get(place, (float("-inf"), None))
-        if failure is not None and not force and self._clock.monotonic_s() - failed_at_s < FAILED_PAUSE_S:
+        age_s = self._clock.monotonic_s() - failed_at_s
+        if failure is not None and not force and age_s < self._limits.failed_pause_s:
             raise UpstreamError(str(failure), failure.status, failure.retry_after_s)
         try:
             listings, tickers = await self._ask_in_time(*place)
@@ -249,14 +263,15 @@ class TopMarkets:
         return board
 
     async def _ask_in_time(self, name: str, market: str) -> tuple[Mapping[str, Listing], Sequence[Ticker]]:
-        timeout = asyncio.timeout(0.0 if self.streams.ended else ASK_TIMEOUT_S)
+        timeout_s = self._limits.ask_timeout_s
+        timeout = asyncio.timeout(0.0 if self.streams.ended else timeout_s)
         try:
             async with timeout:
                 self._asking.add(timeout)
                 exchange = self._registry.exchange(name)
                 return await exchange.listings(market, LISTINGS_TTL_S), await exchange.tickers(market)
         except TimeoutError:
-            reason = "the service stops" if self.streams.ended else f"no answer within {ASK_TIMEOUT_S:g} s"
+            reason = "the service stops" if self.streams.ended else f"no answer within {timeout_s:g} s"
             raise UpstreamError(f"{name} {market} cannot be asked for its tickers: {reason}") from None
         finally:
             self._asking.discard(timeout)
@@ -266,7 +281,7 @@ class TopMarkets:
         if len(forced) == FORCED_MOST and now_s - forced[0] < FORCED_PER_S:
             raise RateLimited(
                 f"force is for {FORCED_MOST} requests in {FORCED_PER_S:g} s; without it tickers are at most "
-                f"{TICKERS_TTL_S:g} s old",
+                f"{self._limits.tickers_ttl_s:g} s old",
                 FORCED_PER_S - (now_s - forced[0]),
             )
         forced.append(now_s)

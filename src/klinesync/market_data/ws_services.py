@@ -17,7 +17,7 @@ from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
-from klinesync.ws.hub import CLOSE_DEFECT, CandleHub, Client
+from klinesync.ws.hub import CLOSE_DEFECT, CandleHub, Client, ClientLimits
 from klinesync.ws.protocol import BadMessage, Ping, Subscribe, Unsubscribe, WsMessageParser
 from klinesync.ws.session import Subscription
 
@@ -88,6 +88,11 @@ class WsSubscriptionCoordinator:
         self._turns: dict[Client, dict[SeriesId, Turn]] = {}
         self._catching_up: dict[Client, asyncio.Task[None]] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
+
+    @property
+    def limits(self) -> ClientLimits:
+        """The limits of clients."""
+        return self._hub.limits
 
     def connected(self, client: Client) -> None:
         """A client has connected."""

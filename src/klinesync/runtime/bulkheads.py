@@ -64,10 +64,15 @@ class Begins(Protocol):
 
 
 class Bulkheads:
-    """Begins the tasks of one service, and counts their defects. `counts`: defects by part; `tasks`: running tasks."""
+    """Begins the tasks of one service, and counts their defects. `counts`: defects by part; `tasks`: running tasks.
 
-    def __init__(self, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
+    monotonic: monotonic seconds.
+    restart: backoff before a part is restarted after a defect.
+    """
+
+    def __init__(self, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s, restart: Backoff = RESTART) -> None:
         self._monotonic = monotonic
+        self._restart = restart
         self.counts: Counter[Part] = Counter()
         self.tasks: WeakSet[asyncio.Task[None]] = WeakSet()
         self._last_s: dict[Part, float] = {}
@@ -144,5 +149,5 @@ class Bulkheads:
             if self._monotonic() - began_s > HEALTHY_S:
                 restarts = 0
             with self.contained(part, f"pause of {name}"):
-                await asyncio.sleep(RESTART.delay_s(restarts))
+                await asyncio.sleep(self._restart.delay_s(restarts))
             restarts += 1

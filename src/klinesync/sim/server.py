@@ -45,8 +45,6 @@ TICK_S = 0.005  # least time between two rounds of the pusher: what falls due me
 IDLE_S = 0.5
 SLOW_LOOK_S = 0.05  # how often an answer that is held back looks whether it still has to be
 PATIENT_BYTES = 256 * 1024  # a socket with more than this waiting is slow; catching up waits for it a while
-STALLED_S = 1.0  # a slow socket that takes nothing for so long is not waited for
-MAX_BUFFER_BYTES = 16 * 1024 * 1024  # more than this waiting: cut off
 MAX_MESSAGE_BYTES = 64 * 1024
 CLOSE_S = 2.0
 
@@ -58,10 +56,36 @@ class BadSimConfig(Rejected):
 
 
 @dataclass(frozen=True, slots=True)
+class ReaderLimits:
+    """What is done about sockets that read slowly.
+
+    stalled_s: seconds after which a slow socket that takes nothing is not waited for.
+    max_buffer_bytes: bytes that may wait for a socket; with more it is cut off.
+    """
+
+    stalled_s: float = 1.0
+    max_buffer_bytes: int = 16 << 20
+
+
+USUAL_READERS = ReaderLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class SimConfig:
-    """What to simulate. `start` is in unix seconds: the exchange's now at the start, in recorded time with `data`.
-    `faults` are in force from the start. `contracts`: the generator lists dated and other futures, too. `odd_symbols`:
-    exchangeInfo has items that no client expects."""
+    """What to simulate.
+
+    host, port: where it listens; port 0: any.
+    speed: of the exchange's clock.
+    data: recorded candles; None: they are generated.
+    symbols: of each market.
+    start: the exchange's now at the start, in unix seconds, in recorded time with `data`; None: the host's now.
+    seed: of the generator.
+    faults: in force from the start.
+    contracts: the generator lists dated and other futures, too.
+    odd_symbols: exchangeInfo has items that no client expects.
+    listed_days: days before the start since which generated symbols are listed.
+    readers: what is done about sockets that read slowly.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -73,6 +97,8 @@ class SimConfig:
     faults: tuple[Fault, ...] = ()
     contracts: bool = False
     odd_symbols: bool = False
+    listed_days: int = LISTED_DAYS
+    readers: ReaderLimits = USUAL_READERS
 
 
 def build_exchange(config: SimConfig, host_now_s: float) -> tuple[SimExchange, int]:
@@ -88,9 +114,9 @@ def build_exchange(config: SimConfig, host_now_s: float) -> tuple[SimExchange, i
     if not 1 <= config.symbols <= MAX_SYMBOLS:
         raise BadSimConfig(f"symbols is {config.symbols}; the generator makes 1 to {MAX_SYMBOLS} on each market")
     now_s = host_now_s if config.start is None else config.start + skew_s
-    if not LISTED_DAYS * 86_400 + 86_400 <= now_s <= 32_503_680_000:
+    if not config.listed_days * 86_400 + 86_400 <= now_s <= 32_503_680_000:
         raise BadSimConfig(f"start is {now_s:.0f}; use a time in unix seconds between 1970-04-02 and the year 3000")
-    first_s = (int(now_s) // 86_400 - LISTED_DAYS) * 86_400
+    first_s = (int(now_s) // 86_400 - config.listed_days) * 86_400
     generated = [
         *generated_tapes("spot", config.symbols, config.seed, first_s),
         *generated_tapes("futures", config.symbols, config.seed, first_s),
@@ -486,7 +512,7 @@ class SimServer:
             return
         if not (connection.closing or connection.transport.is_closing()):
             connection.transport.write(b"".join(out))
-            if connection.transport.get_write_buffer_size() > MAX_BUFFER_BYTES:
+            if connection.transport.get_write_buffer_size() > self._config.readers.max_buffer_bytes:
                 log.warning("connection %d reads too slowly: cut off", connection.number)
                 connection.closing = True
                 connection.transport.abort()
@@ -530,7 +556,7 @@ class SimServer:
                 elif not connection.stalled:
                     if buffered < connection.buffered:
                         connection.drained_mono_s = mono_s
-                    connection.stalled = mono_s - connection.drained_mono_s > STALLED_S
+                    connection.stalled = mono_s - connection.drained_mono_s > self._config.readers.stalled_s
                     waiting = waiting or not connection.stalled
                 connection.buffered = buffered
             if not waiting:

@@ -15,20 +15,15 @@ from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
-from klinesync.ws.session import Announcement, Subscription
+from klinesync.ws.rate import USUAL_RATE, RateLimits
+from klinesync.ws.session import CATCH_UP_MAX_CANDLES, Announcement, Subscription
 
 log = Log(__name__)
 
-# Largest backlog of one client, in messages and in bytes. A client with a larger one is closed with 1013, and resumes
-# with `since`.
-OUTBOX_MAX_MESSAGES = 10_000
-OUTBOX_MAX_BYTES = 16 << 20
 # Largest backlog, in messages and in bytes, with which the next catch-up of a client is read: catch-ups are paced by
 # the client's reading, and never fill the outbox by themselves.
 ROOM_MESSAGES = 500
 ROOM_BYTES = 256 << 10
-# Seconds without reading after which a client whose catch-up waits for room is closed as too slow.
-ROOM_PATIENCE_S = 60.0
 # Most bytes of one write to a wire. The rest of a backlog stays in the outbox, where it is counted.
 WRITE_BYTES = 64 << 10
 
@@ -39,6 +34,29 @@ CLOSE_GOING_AWAY = 1001
 CLOSE_POLICY_VIOLATION = 1008
 CLOSE_DEFECT = 1011
 CLOSE_TRY_AGAIN_LATER = 1013
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """The limits of clients.
+
+    clients: most clients; fewer than the connections of the server, so that HTTP always has some.
+    max_messages, max_bytes: largest backlog of one client. A client with a larger one is closed with 1013, and resumes
+        with `since`.
+    room_patience_s: seconds without reading after which a client whose catch-up waits for room is closed as too slow.
+    catch_up_candles: most candles of one catch-up.
+    rate: rate limit of one client's messages.
+    """
+
+    clients: int = 10_000
+    max_messages: int = 10_000
+    max_bytes: int = 16 << 20
+    room_patience_s: float = 60.0
+    catch_up_candles: int = CATCH_UP_MAX_CANDLES
+    rate: RateLimits = USUAL_RATE
+
+
+USUAL_CLIENTS = ClientLimits()
 
 
 class Wire(Protocol):
@@ -64,10 +82,12 @@ class Outbox:
     """
 
     __slots__ = (
-        "_bytes", "_forming", "_messages", "_paused", "_room", "_warned", "_wire", "_write", "_writes", "ended",
+        "_bytes", "_forming", "_limits", "_messages", "_paused", "_room", "_warned", "_wire", "_write", "_writes",
+        "ended",
     )  # fmt: skip
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, limits: ClientLimits = USUAL_CLIENTS) -> None:
+        self._limits = limits
         self._wire = wire
         self._write = wire.write
         self._messages: list[bytes] = []
@@ -94,7 +114,7 @@ class Outbox:
             return
         self._messages += messages
         self._bytes += sum(map(len, messages))
-        if len(self._messages) > OUTBOX_MAX_MESSAGES or self._bytes > OUTBOX_MAX_BYTES:
+        if len(self._messages) > self._limits.max_messages or self._bytes > self._limits.max_bytes:
             self._clear()
             self.end(CLOSE_TRY_AGAIN_LATER)
         else:
@@ -104,7 +124,8 @@ class Outbox:
         """Whether the outbox became half full for the first time since it was empty; the client is warned once."""
         if self._warned or self.ended is not None:
             return False
-        self._warned = len(self._messages) > OUTBOX_MAX_MESSAGES // 2 or self._bytes > OUTBOX_MAX_BYTES // 2
+        limits = self._limits
+        self._warned = len(self._messages) > limits.max_messages // 2 or self._bytes > limits.max_bytes // 2
         return self._warned
 
     def put_first(self, message: bytes) -> None:
@@ -120,12 +141,12 @@ class Outbox:
         return len(self._messages) <= ROOM_MESSAGES and self._bytes <= ROOM_BYTES
 
     async def room(self) -> None:
-        """Wait until the backlog is small, or the outbox has ended. A client that reads nothing for `ROOM_PATIENCE_S`
+        """Wait until the backlog is small, or the outbox has ended. A client that reads nothing for `room_patience_s`
         is closed with 1013."""
         while self.ended is None and not self.has_room:
             writes, self._room = self._writes, asyncio.get_running_loop().create_future()
             try:
-                async with asyncio.timeout(ROOM_PATIENCE_S):
+                async with asyncio.timeout(self._limits.room_patience_s):
                     await self._room
             except TimeoutError:
                 if self._writes == writes:
@@ -215,8 +236,8 @@ class Client:
 
     __slots__ = ("outbox", "subscriptions")
 
-    def __init__(self, wire: Wire) -> None:
-        self.outbox = Outbox(wire)
+    def __init__(self, wire: Wire, limits: ClientLimits = USUAL_CLIENTS) -> None:
+        self.outbox = Outbox(wire, limits)
         self.subscriptions: dict[SeriesId, Subscription] = {}
 
 
@@ -234,9 +255,20 @@ class HubStatus:
 
 
 class CandleHub:
-    """Publishes to the subscribers of each series. Publishing never waits."""
+    """Publishes to the subscribers of each series. Publishing never waits.
 
-    def __init__(self, bulkheads: Bulkheads | None = None, monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s) -> None:
+    bulkheads: contains defects; a new one by default.
+    monotonic: monotonic seconds.
+    limits: of clients.
+    """
+
+    def __init__(
+        self,
+        bulkheads: Bulkheads | None = None,
+        monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
+        limits: ClientLimits = USUAL_CLIENTS,
+    ) -> None:
+        self.limits = limits
         self._monotonic = monotonic
         self._bulkheads = bulkheads or Bulkheads()
         self._messages = 0  # live messages; the coordinator sends catch-ups itself
@@ -251,6 +283,11 @@ class CandleHub:
     def clients(self) -> int:
         """The number of connected clients."""
         return len(self._clients)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the limit of clients is reached."""
+        return len(self._clients) >= self.limits.clients
 
     @property
     def status(self) -> HubStatus:
@@ -378,9 +415,9 @@ class CandleHub:
             waiting, size = outbox.waiting
             facts = {
                 "waiting_messages": waiting,
-                "max_messages": OUTBOX_MAX_MESSAGES,
+                "max_messages": self.limits.max_messages,
                 "waiting_bytes": size,
-                "max_bytes": OUTBOX_MAX_BYTES,
+                "max_bytes": self.limits.max_bytes,
             }
             outbox.put_first(protocol.system(series, "slow", sentence, facts))
 

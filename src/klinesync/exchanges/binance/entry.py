@@ -11,7 +11,8 @@ from klinesync.exchanges.binance.exchange import BinanceExchange
 from klinesync.exchanges.binance.requests import TIMEOUT_S, MarketRoutes
 from klinesync.exchanges.binance.rest import BinanceRest
 from klinesync.exchanges.binance.streams import STREAMS_PER_CONNECTION
-from klinesync.exchanges.binance.weight import SHARE
+from klinesync.exchanges.binance.timings import USUAL_REST, USUAL_STREAMS, RestTimings, StreamTimings
+from klinesync.exchanges.binance.weight import SHARE, WEIGHTS, MarketWeights
 from klinesync.exchanges.registry import ExchangeContext
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import Http, HttpClient
@@ -27,6 +28,8 @@ class BinanceEntry:
     streams_most: streams of one connection.
     http: makes the client of all requests; by default an `HttpClient` with `proxies`.
     proxies: the proxies of all requests; by default none.
+    streams, rest: timings of stream connections and of requests.
+    weights: what each market allows, and what its requests weigh.
     """
 
     names = frozenset({EXCHANGE})
@@ -40,7 +43,13 @@ class BinanceEntry:
         streams_most: int = STREAMS_PER_CONNECTION,
         http: Callable[[], Http] | None = None,
         proxies: Proxies | None = None,
+        streams: StreamTimings = USUAL_STREAMS,
+        rest: RestTimings = USUAL_REST,
+        weights: Mapping[str, MarketWeights] = WEIGHTS,
     ) -> None:
+        self._streams = streams
+        self._rest = rest
+        self._weights = weights
         self._routes = routes
         self._ws_urls = ws_urls
         self._share = share
@@ -63,6 +72,8 @@ class BinanceEntry:
             share=self._share,
             rng=context.rng,
             shelf=context.shelf(name),
+            timings=self._rest,
+            weights=self._weights,
         )
         return BinanceExchange(
             http,
@@ -73,6 +84,7 @@ class BinanceEntry:
             streams_most=self._streams_most,
             bulkheads=context.bulkheads,
             monotonic=context.clock.monotonic_s,
+            timings=self._streams,
         )
 
     async def close(self) -> None:

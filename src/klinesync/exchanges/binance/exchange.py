@@ -11,6 +11,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.binance.decode import EXCHANGE
 from klinesync.exchanges.binance.rest import EMPTINESS, BinanceRest
 from klinesync.exchanges.binance.streams import PATHS, STREAMS_PER_CONNECTION, BinanceConnection
+from klinesync.exchanges.binance.timings import USUAL_STREAMS, StreamTimings
 from klinesync.exchanges.comeback import Comeback
 from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.exchange import (
@@ -38,6 +39,9 @@ class BinanceExchange(Exchange):
     rng: jitter.
     clocks: what is known of the time, by market; `rest` teaches the same clocks.
     streams_most: streams of one connection.
+    bulkheads: contain defects.
+    monotonic: our clock.
+    timings: of stream connections.
     """
 
     name = EXCHANGE
@@ -55,8 +59,10 @@ class BinanceExchange(Exchange):
         streams_most: int = STREAMS_PER_CONNECTION,
         bulkheads: Bulkheads | None = None,
         monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
+        timings: StreamTimings = USUAL_STREAMS,
     ) -> None:
         self._monotonic = monotonic
+        self._timings = timings
         self._bulkheads = bulkheads
         self._http = http
         self._rest = rest
@@ -101,6 +107,7 @@ class BinanceExchange(Exchange):
             streams_most=self._streams_most,
             bulkheads=self._bulkheads,
             monotonic=self._monotonic,
+            timings=self._timings,
         )
 
     def history(

@@ -17,8 +17,6 @@ from klinesync.runtime.http_client import WebSocket
 # Names in one SUBSCRIBE, and the pace of messages: spot closes a connection that sends more than 5 a second.
 NAMES_PER_MESSAGE = 100
 MESSAGE_PACE_S = 0.35
-# How long an answer is waited for, in seconds.
-ANSWER_TIMEOUT_S = 10.0
 
 
 class Refused(KlinesyncError):
@@ -28,9 +26,16 @@ class Refused(KlinesyncError):
 
 
 class Link:
-    """One socket, and the streams that were asked for on it. `born_ms`: on the exchange's clock, where it is known."""
+    """One socket, and the streams that were asked for on it.
 
-    def __init__(self, socket: WebSocket, born_s: float, born_ms: int | None) -> None:
+    socket: the connection.
+    born_s: when it was made, monotonic.
+    born_ms: the same on the exchange's clock; None when unknown.
+    answer_timeout_s: longest wait for an answer, in seconds.
+    """
+
+    def __init__(self, socket: WebSocket, born_s: float, born_ms: int | None, answer_timeout_s: float) -> None:
+        self._answer_timeout_s = answer_timeout_s
         self.socket = socket
         self.born_s = born_s
         self.born_ms = born_ms
@@ -79,7 +84,7 @@ class Link:
         self.request += 1
         self.answer = asyncio.get_running_loop().create_future()
         request = msgspec.json.encode({"method": method, "params": names, "id": self.request})
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(self._answer_timeout_s):
             await self.socket.send_str(request.decode())
             error = await self.answer
         if error is not None:
@@ -93,12 +98,19 @@ class Link:
             waiting.set_result(answer.error)
 
 
-def why_not_subscribed(url: str, error: aiohttp.ClientError | ConnectionError | TimeoutError | Refused) -> str:
-    """A sentence about a subscription that failed."""
+def why_not_subscribed(
+    url: str, error: aiohttp.ClientError | ConnectionError | TimeoutError | Refused, answer_timeout_s: float
+) -> str:
+    """A sentence about a subscription that failed.
+
+    url: of the market's streams.
+    error: what happened.
+    answer_timeout_s: longest wait for an answer, in seconds.
+    """
     if isinstance(error, Refused):
         return f"the exchange refuses a subscription: {error}"
     if isinstance(error, TimeoutError):
-        return f"the exchange has not answered a subscription within {ANSWER_TIMEOUT_S:g} s"
+        return f"the exchange has not answered a subscription within {answer_timeout_s:g} s"
     return unreachable(url, error)
 
 

@@ -15,7 +15,6 @@ from klinesync.exchanges.binance.decode import (
 )
 from klinesync.exchanges.binance.requests import Requests
 from klinesync.exchanges.binance.symbols import SymbolTable, coin_margined
-from klinesync.exchanges.binance.weight import WEIGHTS
 from klinesync.exchanges.exchange import (
     LISTINGS_TTL_S,
     Listing,
@@ -138,7 +137,8 @@ class Listings:
         if kept is not None:
             whole.kept(kept.by_name.keys())
         try:
-            body = await self._requests.ask(market, "exchangeInfo", WEIGHTS[market].exchange_info, MAX_LIST_BYTES)
+            weight = self._requests.weights[market].exchange_info
+            body = await self._requests.ask(market, "exchangeInfo", weight, MAX_LIST_BYTES)
             listings, left_out = self._requests.decoded(market, partial(decode_listings, market), body, "exchangeInfo")
             table = SymbolTable(listings)
             # A market without symbols that never had one is believed: an exchange may have one market only.

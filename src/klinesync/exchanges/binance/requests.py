@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import aiohttp
 
-from klinesync.core.backoff import Backoff
 from klinesync.core.errors import UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.exchanges.access import CALLED_WRONG, Access
@@ -23,7 +22,8 @@ from klinesync.exchanges.binance.decode import (
     decode_problem,
 )
 from klinesync.exchanges.binance.rest_gate import RestGate
-from klinesync.exchanges.binance.weight import WEIGHTS, Turn, WeightBudget
+from klinesync.exchanges.binance.timings import USUAL_REST, RestTimings
+from klinesync.exchanges.binance.weight import WEIGHTS, MarketWeights, Turn, WeightBudget
 from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.exchange import (
     Errand,
@@ -40,9 +40,8 @@ Found = TypeVar("Found")
 log = Log(__name__)
 
 TIMEOUT_S = 10.0
-# How often a request is repeated that was not answered, or with the server's error; and the backoff before that.
+# How often a request is repeated that was not answered, or with the server's error.
 RETRIES = 2
-RETRY = Backoff(initial_s=0.5, most_s=1.0, jitter=0.5)
 MAX_PROBLEM_BYTES = 4 << 10
 # Troubles are logged so often for one series.
 LOG_EVERY_S = 60.0
@@ -81,6 +80,8 @@ class Requests:
     monotonic: seconds.
     share: how much of an address' weight we use at most.
     rng: jitter of retries.
+    timings: waits and intervals.
+    weights: what each market allows, and what its requests weigh.
 
     `left_out` counts items of answers that were left out, by market and kind: `kline`, `symbol`, `ticker`.
     """
@@ -94,7 +95,11 @@ class Requests:
         monotonic: Callable[[], float],
         share: float,
         rng: random.Random,
+        timings: RestTimings = USUAL_REST,
+        weights: Mapping[str, MarketWeights] = WEIGHTS,
     ) -> None:
+        self.weights = weights
+        self._timings = timings
         self._session = session
         self._routes = routes
         self._clocks = clocks
@@ -125,9 +130,9 @@ class Requests:
         gate = self._gates.get(market)
         if gate is None:
             name = f"{EXCHANGE} {market} ({self._routes[market].base_url})"
-            budget = WeightBudget(WEIGHTS[market].limit, self._share)
+            budget = WeightBudget(self.weights[market].limit, self._share)
             gate = self._gates[market] = RestGate(
-                name, budget, self._clocks[market], self._monotonic, self.access(market)
+                name, budget, self._clocks[market], self._monotonic, self.access(market), self._timings
             )
         return gate
 
@@ -151,7 +156,7 @@ class Requests:
                 if attempt >= RETRIES or (blocked and not gate.waits(errand)):
                     raise
             if not blocked:  # else the gate knows when the host wants to be asked again
-                await asyncio.sleep(RETRY.delay_s(attempt, self._rng))
+                await asyncio.sleep(self._timings.repeat.delay_s(attempt, self._rng))
         raise AssertionError("the last attempt returns or raises")
 
     async def send(self, turn: Turn, market: str, name: str, params: Mapping[str, str], most_bytes: int) -> bytes:

@@ -30,7 +30,8 @@ from klinesync.exchanges.binance.decode import (
 )
 from klinesync.exchanges.binance.listings import MAX_LIST_BYTES, UNLISTED_TTL_S, Listings
 from klinesync.exchanges.binance.requests import MarketRoutes, Requests
-from klinesync.exchanges.binance.weight import SHARE, WEIGHTS
+from klinesync.exchanges.binance.timings import USUAL_REST, RestTimings
+from klinesync.exchanges.binance.weight import SHARE, WEIGHTS, MarketWeights
 from klinesync.exchanges.exchange import (
     Emptiness,
     Errand,
@@ -46,9 +47,8 @@ from klinesync.runtime.single_flight import SingleFlight
 
 log = Log(__name__)
 
-# The exchange's time is asked no more often than this, in seconds (ours), for each market. So many answers must do
-# until the clock is known: two that agree, or at a speed that is not known yet some that run on.
-ASK_TIME_EVERY_S = 1.0
+# Most answers to the question for the time until the clock is known: two that agree, or some that run on, at a speed
+# that is not known yet.
 TIME_ANSWERS = 6
 # The fewest rows of a page: the newest two are proven by a clock alone, and the first is that of the page before.
 LEAST_ROWS = 4
@@ -82,7 +82,8 @@ class BinanceRest:
     """The REST client of both markets. `clocks` learns the exchange's time from it.
 
     `share`: how much of an address' weight we use at most; `rng` spreads what is repeated, by default the same way
-    every time. `shelf` keeps the lists of symbols over a restart.
+    every time. `shelf` keeps the lists of symbols over a restart. `timings`: waits and intervals; `weights`: what each
+    market allows, and what its requests weigh.
 
     `left_out` counts items of answers that were left out, by market and kind: `kline`, `order_flow` (of a candle that
     is kept), `symbol`, `ticker`.
@@ -99,13 +100,19 @@ class BinanceRest:
         share: float = SHARE,
         rng: random.Random | None = None,
         shelf: ListingShelf | None = None,
+        timings: RestTimings = USUAL_REST,
+        weights: Mapping[str, MarketWeights] = WEIGHTS,
     ) -> None:
+        self._timings = timings
+        self._weights = weights
         self._routes = routes
         self._clocks = clocks
         self._final_margin_ms = int(final_margin_s * 1000)
         self._monotonic = monotonic
         rng = rng or random.Random(EXCHANGE)  # noqa: S311  # jitter, not a secret
-        requests = self._requests = Requests(session, routes, clocks, monotonic=monotonic, share=share, rng=rng)
+        requests = self._requests = Requests(
+            session, routes, clocks, monotonic=monotonic, share=share, rng=rng, timings=timings, weights=weights
+        )
         self._listings = Listings(requests, routes, monotonic, shelf)
         self._time_errands: dict[str, Errand] = {}
         self._time: dict[str, SingleFlight[None]] = {market: SingleFlight() for market in routes}
@@ -119,7 +126,7 @@ class BinanceRest:
         self.listings = self._listings.listings
 
     async def now_ms(self, market: str) -> int:
-        """The exchange's time, asked now: single flight, at most once in `ASK_TIME_EVERY_S`. Where nothing was known of
+        """The exchange's time, asked now: single flight, at most once in `ask_time_every_s`. Where nothing was known of
         it the answers must agree; where an answer is doubted it is asked until the clock has leapt or the doubt is
         over, `TIME_ANSWERS` times at most. Raises `UpstreamError`."""
         clock = self._clocks[market]
@@ -128,7 +135,7 @@ class BinanceRest:
             estimate_ms = clock.estimate_ms(self._monotonic())
             if estimate_ms is not None and not clock.doubts_answer:
                 return estimate_ms
-            await asyncio.sleep(max(0.0, ASK_TIME_EVERY_S - clock.answer_age_s(self._monotonic())))
+            await asyncio.sleep(max(0.0, self._timings.ask_time_every_s - clock.answer_age_s(self._monotonic())))
         estimate_ms = clock.estimate_ms(self._monotonic())
         if estimate_ms is not None:
             return estimate_ms  # answers that do not agree with each other move no clock
@@ -141,14 +148,14 @@ class BinanceRest:
         question.urgency = min(question.urgency, errand.urgency)  # the most urgent of those who share it
 
         async def ask() -> None:
-            async with gate.turn(question, WEIGHTS[market].time, "time") as turn:
+            async with gate.turn(question, self._weights[market].time, "time") as turn:
                 clock.asking(self._monotonic())
                 body = await self._requests.send(turn, market, "time", {}, MAX_PAGE_BYTES)
                 clock.answered(self._requests.decoded(market, decode_time, body, "time"), self._monotonic())
 
         async def fetch() -> None:
             try:
-                if clock.answer_age_s(self._monotonic()) >= ASK_TIME_EVERY_S:
+                if clock.answer_age_s(self._monotonic()) >= self._timings.ask_time_every_s:
                     await self._requests.repeat(gate, question, ask)
             finally:
                 self._time_errands.pop(market, None)
@@ -158,7 +165,7 @@ class BinanceRest:
     async def tickers(self, market: str) -> Sequence[Ticker]:
         """The last 24 hours of every symbol, asked now. Those that are no finite numbers are left out. Raises
         `UpstreamError`."""
-        body = await self._requests.ask(market, "ticker/24hr", WEIGHTS[market].tickers, MAX_LIST_BYTES)
+        body = await self._requests.ask(market, "ticker/24hr", self._weights[market].tickers, MAX_LIST_BYTES)
         tickers, left_out = self._requests.decoded(market, decode_tickers, body, "ticker/24hr")
         self._requests.leave_out(market, "ticker", left_out)
         return tickers
@@ -230,7 +237,7 @@ class BinanceRest:
         """One page of rows from `start` on; with `end` those before that, and the rows behind them that prove
         the newest where no clock does."""
         market, gate, clock = series.market, self._requests.gate(series.market), self._clocks[series.market]
-        weights = WEIGHTS[market]
+        weights = self._weights[market]
         if end is not None and not self._proves(end, clock.final_ms(self._monotonic())):
             end = series.timeframe.shift(end, LATER_ROWS)
         limit = weights.page_size(self._expected(series, start, end), self._routes[market].page)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from klinesync.core.errors import UpstreamError
 from klinesync.exchanges.access import Access
+from klinesync.exchanges.binance.timings import USUAL_REST, RestTimings
 from klinesync.exchanges.binance.weight import LONGEST_RETRY_AFTER_S, Now, Turn, WeightBudget
 from klinesync.exchanges.exchange import Errand, RestStatus, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
@@ -16,18 +17,20 @@ USED_HEADER = "X-MBX-USED-WEIGHT-1M"
 DEFAULT_RETRY_AFTER_S = 60.0
 # Who waits looks so often whether the exchange's minute, or its wish to be left alone, is over: its clock may jump.
 POLL_S = 0.25
-# How long a user's request waits for its turn.
-READ_PATIENCE_S = 10.0
 # A request waits for no longer than this, in seconds, where its host is left alone after a failure: its owner is told.
 HELD_PATIENCE_S = 1.0
-# A host that wants to be left alone for longer is not waited for: the request fails at once, and its owner is told
-# how long. Nothing can be done for a repair elsewhere meanwhile, so that it waits as the others do.
-LONGEST_BLOCK_S: Mapping[Urgency, float] = dict.fromkeys(Urgency, 120.0) | {Urgency.READ: READ_PATIENCE_S}
 
 
 class RestGate:
-    """The gate of one host. `name` is how it is told of in errors; `access`: for how long it is left alone while it
-    refuses this service, or is in trouble."""
+    """The gate of one host.
+
+    name: how it is told of in errors.
+    budget: its weight.
+    clock: what is known of its time.
+    monotonic: our clock.
+    access: for how long it is left alone while it refuses this service, or is in trouble.
+    timings: how long requests wait.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,9 @@ class RestGate:
         clock: ExchangeClock,
         monotonic: Callable[[], float],
         access: Access | None = None,
+        timings: RestTimings = USUAL_REST,
     ) -> None:
+        self._timings = timings
         self._access = access or Access()
         self._name = name
         self._budget = budget
@@ -57,7 +62,7 @@ class RestGate:
 
     def waits(self, errand: Errand) -> bool:
         """Whether a request of that urgency would wait for the host, if it is blocked, rather than fail."""
-        return self._budget.blocked_s(self._now()) <= LONGEST_BLOCK_S[errand.urgency]
+        return self._budget.blocked_s(self._now()) <= self._timings.longest_block_s[errand.urgency]
 
     @asynccontextmanager
     async def turn(self, errand: Errand, weight: int, kind: str = "") -> AsyncIterator[Turn]:
@@ -94,7 +99,7 @@ class RestGate:
         told_s = _number(headers.get("Retry-After"))
         retry_after_s = DEFAULT_RETRY_AFTER_S if told_s is None else min(float(told_s), LONGEST_RETRY_AFTER_S)
         self._budget.block(retry_after_s, now)
-        for unwilling in self._budget.unwilling(LONGEST_BLOCK_S, now):
+        for unwilling in self._budget.unwilling(self._timings.longest_block_s, now):
             self._refuse(unwilling, self._blocked_error(now))
         return retry_after_s
 
@@ -117,6 +122,7 @@ class RestGate:
         admitted = self._waiting[turn] = asyncio.get_running_loop().create_future()
         self._pump()
         held = self._access.held_s(kind, now.monotonic_s) > 0.0
+        patience_s = self._timings.read_patience_s
         try:
             if held:
                 # Also by the loop's clock, and not for ever where a pause is prolonged again and again.
@@ -124,11 +130,11 @@ class RestGate:
                 now = self._now()
                 if not admitted.done() and self._access.held_s(kind, now.monotonic_s) > 0.0:
                     raise self._held_error(kind, now)
-            async with asyncio.timeout(READ_PATIENCE_S if errand.urgency is Urgency.READ else None):
+            async with asyncio.timeout(patience_s if errand.urgency is Urgency.READ else None):
                 await admitted
         except TimeoutError:
             self._end(turn)
-            raise UpstreamError(f"{self._name}: no room for a request within {READ_PATIENCE_S:g} s") from None
+            raise UpstreamError(f"{self._name}: no room for a request within {patience_s:g} s") from None
         except BaseException:
             self._end(turn)
             raise

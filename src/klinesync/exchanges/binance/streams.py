@@ -20,7 +20,6 @@ from typing import Protocol
 import aiohttp
 import msgspec
 
-from klinesync.core.backoff import Backoff
 from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.network_errors import unreachable
 from klinesync.core.series_id import SeriesId
@@ -28,6 +27,7 @@ from klinesync.exchanges.access import HANDSHAKE, Access
 from klinesync.exchanges.binance.decode import EXCHANGE
 from klinesync.exchanges.binance.frames import Answer, BadFrame, Shutdown, Stream, parse_frame, stream_name
 from klinesync.exchanges.binance.link import Link, Refused, portions, why_not_subscribed
+from klinesync.exchanges.binance.timings import USUAL_STREAMS, StreamTimings
 from klinesync.exchanges.comeback import Comeback
 from klinesync.exchanges.exchange import ConnectionStatus, KlineEvent, StreamCallbacks, StreamCounts
 from klinesync.runtime.bulkheads import Bulkheads, Part
@@ -46,22 +46,10 @@ MAX_SOCKET_BYTES = 16 << 20
 HEARTBEAT_S = 20.0
 CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
-# Before a connection that ended or could not be had is tried again. Retries are counted from 1 after a failure, from 0
-# after the end of a healthy connection: one that lived for `HEALTHY_S`.
-RECONNECT = Backoff(initial_s=0.25, most_s=30.0, jitter=0.5)
+# Life of a connection, in seconds, after which it counts as healthy: the backoff begins anew after its end.
 HEALTHY_S = 30.0
-# The exchange ends a socket after 24 hours of its time. It is replaced before, each at another moment.
-ROTATE_AFTER_S = (22 * 3600.0, 23 * 3600.0)
-ROTATE_CHECK_S = 5.0
-# Two links overlap until the new one has brought data, at least and at most so long.
-OVERLAP_LEAST_S = 5.0
-OVERLAP_MOST_S = 90.0
 # How often it is looked whether a handshake may go, in seconds: the market may serve this service again.
 LET_GO_POLL_S = 1.0
-# How often a successor that could not be connected is tried.
-SUCCESSOR_RETRY_S = 10.0
-# How often it is asked whether a series is listed by now whose name at the exchange is not known, in seconds.
-NAMES_RETRY_S = 5.0
 # Of quarantined frames one in so long is logged, for each connection.
 QUARANTINE_LOG_EVERY_S = 10.0
 
@@ -94,6 +82,7 @@ class BinanceConnection:
     streams_most: on this connection.
     bulkheads: contain defects.
     monotonic: our clock.
+    timings: waits and intervals.
     """
 
     def __init__(
@@ -112,8 +101,10 @@ class BinanceConnection:
         streams_most: int = STREAMS_PER_CONNECTION,
         bulkheads: Bulkheads | None = None,
         monotonic: Monotonic = SYSTEM_CLOCK.monotonic_s,
+        timings: StreamTimings = USUAL_STREAMS,
     ) -> None:
         self._monotonic = monotonic
+        self._timings = timings
         self._bulkheads = bulkheads or Bulkheads()
         self._comeback = comeback or Comeback(rng)
         self._access = access or Access()
@@ -256,7 +247,7 @@ class BinanceConnection:
                     self._add(symbol_id, series)
             if self._nameless:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(NAMES_RETRY_S):
+                    async with asyncio.timeout(self._timings.names_retry_s):
                         await self._naming.wait()
                 self._naming.set()
 
@@ -274,7 +265,7 @@ class BinanceConnection:
             self.reconnects += 1
             self._counts.reconnects += 1
             failures = 0 if self._monotonic() - began_s > HEALTHY_S else failures + 1
-            await self._comeback.pause(self, RECONNECT.delay_s(failures, self._rng))
+            await self._comeback.pause(self, self._timings.reconnect.delay_s(failures, self._rng))
 
     async def _let_go(self) -> None:
         """Returns once a handshake may go: the market may be left alone, as it refuses this service."""
@@ -306,7 +297,8 @@ class BinanceConnection:
             self._failed(reason)
             return None
         self._access.served(HANDSHAKE)
-        link = Link(socket, self._monotonic(), self._clock.estimate_ms(self._monotonic()))
+        born_s = self._monotonic()
+        link = Link(socket, born_s, self._clock.estimate_ms(born_s), self._timings.answer_timeout_s)
         self._links.append(link)
         link.task = self._bulkheads.begin(
             loop, partial(self._carry, link), part=Part.CONNECTION, name=f"link {self._url}"
@@ -316,18 +308,18 @@ class BinanceConnection:
 
     async def _stay(self, link: Link) -> None:
         """Returns when no link is left; each is replaced before the exchange ends it."""
-        rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
+        rotate_s = self._rng.uniform(*self._timings.rotate_after_s)
         not_before_s = 0.0
         while not link.ended:
             held = self._monotonic() < not_before_s or self._access.held_s(HANDSHAKE, self._monotonic()) > 0.0
             if held or not link.is_due(self._clock, rotate_s, self._monotonic()):
-                await self._wait(ROTATE_CHECK_S)
+                await self._wait(self._timings.rotate_check_s)
                 continue
             log.info(
                 "stream.connection_rotated", "the connection is replaced before the exchange ends it", url=self._url
             )
             successor = await self._connect()
-            not_before_s = self._monotonic() + SUCCESSOR_RETRY_S
+            not_before_s = self._monotonic() + self._timings.successor_retry_s
             if successor is None:
                 continue
             await self._overlap(link, successor)
@@ -337,7 +329,7 @@ class BinanceConnection:
             self.rotations += 1
             self._counts.rotations += 1
             link = successor
-            rotate_s = self._rng.uniform(*ROTATE_AFTER_S)
+            rotate_s = self._rng.uniform(*self._timings.rotate_after_s)
             not_before_s = 0.0
         log.warning(
             "stream.connection_ended", "the connection ended with code %s", link.socket.close_code, url=self._url
@@ -353,9 +345,9 @@ class BinanceConnection:
             complete = successor.attached >= self._wanted.keys()
             if complete and successor.leaving:
                 return  # it will not get older: the next one takes over from it
-            if complete and successor.heard and passed_s >= OVERLAP_LEAST_S:
+            if complete and successor.heard and passed_s >= self._timings.overlap_least_s:
                 return
-            if complete and passed_s >= OVERLAP_MOST_S:
+            if complete and passed_s >= self._timings.overlap_most_s:
                 return  # nothing was brought by either, or it shows as stale soon
             await self._wait(1.0)
 
@@ -440,7 +432,7 @@ class BinanceConnection:
                     await link.ask("SUBSCRIBE", names)
                     self._attach(link, names)
         except (aiohttp.ClientError, ConnectionError, TimeoutError, Refused) as error:
-            reason = why_not_subscribed(self._url, error)
+            reason = why_not_subscribed(self._url, error, self._timings.answer_timeout_s)
             # A connection that breaks is the same trouble for each stream; a refusal is logged each time.
             problem = UpstreamError(reason, cause=None if isinstance(error, Refused) else reason)
             log.warning("stream.subscribe_failed", "streams cannot be subscribed", url=self._url, error=problem)

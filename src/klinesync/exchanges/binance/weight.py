@@ -31,7 +31,7 @@ PART: Mapping[Urgency, float] = {
 # Requests under way at once, to one host; and how many of those places are kept for what somebody waits for.
 AT_ONCE = 4
 KEPT_FREE = 1
-# Past that many waiting requests the least urgent is given up.
+# Most waiting requests of a host.
 MAX_WAITING = 5000
 # An exchange bans for three days at most; a longer Retry-After is nonsense.
 LONGEST_RETRY_AFTER_S = 3 * 86_400.0
@@ -101,10 +101,16 @@ class Turn:
 
 
 class WeightBudget:
-    """The weight of one host, and the line of those who wait for it."""
+    """The weight of one host, and the line of those who wait for it.
 
-    def __init__(self, limit: int, share: float = SHARE) -> None:
+    limit: weight that the host allows in a minute.
+    share: how much of it we use at most.
+    max_waiting: most waiting requests; past that the least urgent is given up.
+    """
+
+    def __init__(self, limit: int, share: float = SHARE, max_waiting: int = MAX_WAITING) -> None:
         assert 0.0 < share <= 1.0, share
+        self._max_waiting = max_waiting
         self.limit = limit
         self.share = share
         self.requests = 0
@@ -125,7 +131,7 @@ class WeightBudget:
 
     def join(self, errand: Errand, weight: int, kind: str = "") -> Turn | None:
         """Queue a request. None when the line is full of others that are as urgent; see `crowded_out`."""
-        if len(self._line) >= MAX_WAITING and errand.urgency >= self._last().errand.urgency:
+        if len(self._line) >= self._max_waiting and errand.urgency >= self._last().errand.urgency:
             return None
         turn = Turn(errand, weight, kind=kind)
         self._line[turn] = None
@@ -133,7 +139,7 @@ class WeightBudget:
 
     def crowded_out(self) -> Turn | None:
         """Give up the least urgent of a line that is too long."""
-        if len(self._line) <= MAX_WAITING:
+        if len(self._line) <= self._max_waiting:
             return None
         turn = self._last()
         del self._line[turn]

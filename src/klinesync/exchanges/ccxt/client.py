@@ -29,6 +29,7 @@ from klinesync.exchanges.ccxt.rows import (
     upstream_error,
 )
 from klinesync.exchanges.ccxt.thread import CcxtThread, is_cancelled
+from klinesync.exchanges.ccxt.timings import USUAL_TURNS, TurnTimings
 from klinesync.exchanges.ccxt.turn_queue import Kind, Outcome
 from klinesync.exchanges.ccxt.turns import Turns
 from klinesync.exchanges.ccxt.venues import PACED_SHARE, venue
@@ -85,8 +86,14 @@ class Abilities:
 
 
 class CcxtClient:
-    """One exchange of ccxt. `make` makes its object, on the thread. Every method raises `UpstreamError`, and nothing
-    else of ccxt's."""
+    """One exchange of ccxt. Every method raises `UpstreamError`, and nothing else of ccxt's.
+
+    name: ccxt's name of the exchange.
+    thread: where its object lives.
+    monotonic: our clock.
+    make: makes its object, on the thread; by default one of ccxt's classes.
+    turns: when requests go.
+    """
 
     def __init__(
         self,
@@ -95,6 +102,7 @@ class CcxtClient:
         *,
         monotonic: Callable[[], float],
         make: Maker | None = None,
+        turns: TurnTimings = USUAL_TURNS,
     ) -> None:
         self.name = name
         self._thread = thread
@@ -105,7 +113,7 @@ class CcxtClient:
         self.requests = 0  # over REST, as far as they are ours: ccxt may make several of one
         self._errors: Counter[int] = Counter()
         self.venue = venue(name)
-        self.turns = Turns(name, AT_ONCE, monotonic)
+        self.turns = Turns(name, AT_ONCE, monotonic, turns)
         self.contact = RestContact()
         self._monotonic = monotonic
 

@@ -8,8 +8,8 @@ from functools import partial
 from klinesync.exchanges.ccxt.client import CcxtClient
 from klinesync.exchanges.ccxt.exchange import CcxtExchange
 from klinesync.exchanges.ccxt.installed import NOT_INSTALLED, Maker, ccxt_exchange, offers_exchange, offers_history
-from klinesync.exchanges.ccxt.rest import POLL_LEAST_S
 from klinesync.exchanges.ccxt.thread import CcxtThread
+from klinesync.exchanges.ccxt.timings import USUAL_CCXT, CcxtTimings
 from klinesync.exchanges.registry import ExchangeContext
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.proxies import Proxies
@@ -21,7 +21,7 @@ class CcxtEntry:
     """Makes exchanges by ccxt's names.
 
     makers: make exchange objects in place of ccxt's own classes, by name: a test's, or one that ccxt does not have.
-    poll_least_s: the shortest time between two polls of one series, in seconds.
+    timings: waits and intervals of each exchange.
     proxies: the proxies of all requests; by default none.
     thread: where the exchange objects live, by default a thread of its own.
     """
@@ -32,13 +32,13 @@ class CcxtEntry:
         self,
         *,
         makers: Mapping[str, Maker] | None = None,
-        poll_least_s: float = POLL_LEAST_S,
+        timings: CcxtTimings = USUAL_CCXT,
         proxies: Proxies | None = None,
         thread: CcxtThread | None = None,
     ) -> None:
         self._make: Maker = partial(ccxt_exchange, proxies=proxies)
         self._makers = makers or {}
-        self._poll_least_s = poll_least_s
+        self._timings = timings
         self._thread = thread or CcxtThread()
         self._found: set[str] = set()  # no more than ccxt has
 
@@ -59,7 +59,11 @@ class CcxtEntry:
     def make(self, name: str, context: ExchangeContext) -> CcxtExchange:
         """See `ExchangeEntry`."""
         client = CcxtClient(
-            name, self._thread, monotonic=context.clock.monotonic_s, make=self._makers.get(name, self._make)
+            name,
+            self._thread,
+            monotonic=context.clock.monotonic_s,
+            make=self._makers.get(name, self._make),
+            turns=self._timings.turns,
         )
         return CcxtExchange(
             client,
@@ -67,7 +71,7 @@ class CcxtEntry:
             final_margin_s=context.final_margin_s,
             monotonic=context.clock.monotonic_s,
             rng=context.rng,
-            poll_least_s=self._poll_least_s,
+            timings=self._timings,
             bulkheads=context.bulkheads,
         )
 

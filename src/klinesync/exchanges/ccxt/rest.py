@@ -21,11 +21,11 @@ from klinesync.exchanges.ccxt.rows import (
     next_start,
     read_page,
 )
+from klinesync.exchanges.ccxt.timings import USUAL_CCXT, CcxtTimings
 from klinesync.exchanges.ccxt.venue_margin import DateClock, VenueMargin
 from klinesync.exchanges.ccxt.venues import Polling, polling
 from klinesync.exchanges.contact import RestContact
 from klinesync.exchanges.exchange import (
-    LISTINGS_TTL_S,
     Errand,
     HistoryPage,
     Listing,
@@ -43,21 +43,8 @@ from klinesync.runtime.single_flight import SingleFlight
 
 log = Log(__name__)
 
-# The exchange's time is asked no more often than this, in seconds (ours), for each market. So many answers must do
-# until the clock is known: two that agree.
-ASK_TIME_EVERY_S = 1.0
+# Most answers to the question for the time until the clock is known: two that agree.
 TIME_ANSWERS = 6
-# Where the exchange cannot be asked for its time, rows are asked for in place of it no more often than this, in seconds
-# (ours), for each market: any answer counts, though it told nothing new, as where a series is quiet and has no `Date`.
-ASK_DATE_EVERY_S = 5.0
-# A candle that was told as closed is looked at again after this time (ours), where no poll comes before.
-CONFIRM_S = 8.0
-# How old a list of symbols may be when it does not have a symbol, in seconds. ccxt's lists are large.
-UNLISTED_TTL_S = 300.0
-# A candle in progress is polled so many times in its length, but not more often, nor more seldom, than this.
-POLLS_PER_CANDLE = 20
-POLL_LEAST_S = 2.0
-POLL_MOST_S = 60.0
 # Polls of candles in progress take at most this share of the requests that the exchange allows; less where closes take
 # much, down to the least; and this share is taken by neither.
 POLL_SHARE = 0.5
@@ -73,7 +60,7 @@ _ANY_FRAME = Timeframe.parse("1m")
 class CcxtRest:
     """One exchange. `clocks`, by market, learn its time; `final_margin_s`: how long after its end a row is final.
 
-    `poll_least_s`: the shortest time between two polls of one series. Whoever makes it closes it.
+    `timings`: waits and intervals. Whoever makes it closes it.
     """
 
     def __init__(
@@ -84,9 +71,10 @@ class CcxtRest:
         final_margin_s: float,
         monotonic: Callable[[], float],
         rng: random.Random,
-        poll_least_s: float = POLL_LEAST_S,
+        timings: CcxtTimings = USUAL_CCXT,
         bulkheads: Bulkheads | None = None,
     ) -> None:
+        self.timings = timings
         self.bulkheads = bulkheads or Bulkheads()
         self.client = client
         self.name = client.name
@@ -96,7 +84,6 @@ class CcxtRest:
         self.margin = VenueMargin(int(final_margin_s * 1000))
         self.monotonic = monotonic
         self.rng = rng
-        self.poll_least_s = poll_least_s
         self.polled = 0  # series that are polled, of all connections
         self._counts = {market: StreamCounts() for market in clocks}
         self._left_out: Counter[tuple[str, str]] = Counter()
@@ -105,7 +92,7 @@ class CcxtRest:
         self._listed: dict[str, tuple[float, Mapping[str, Listing]]] = {}
         self._listing: SingleFlight[None] = SingleFlight()
         self._not_listed: dict[str, UpstreamError] = {}
-        self._whole = {market: WholeLists() for market in clocks}
+        self._whole = {market: WholeLists(timings=timings.lists) for market in clocks}
         self._lists_asked = False  # ccxt keeps whatever came then, until it is told to ask again
         self._most_rows: dict[str, int | None] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
@@ -130,7 +117,7 @@ class CcxtRest:
             estimate_ms = clock.estimate_ms(self.monotonic())
             if estimate_ms is not None and not clock.doubts_answer:
                 return estimate_ms
-            await asyncio.sleep(max(0.0, ASK_TIME_EVERY_S - clock.answer_age_s(self.monotonic())))
+            await asyncio.sleep(max(0.0, self.timings.ask_time_every_s - clock.answer_age_s(self.monotonic())))
         estimate_ms = clock.estimate_ms(self.monotonic())
         if estimate_ms is not None:
             return estimate_ms  # answers that do not agree with each other move no clock
@@ -157,9 +144,9 @@ class CcxtRest:
         if series.market not in self.clocks:
             return f"{self.client.name} has no market {series.market}"
         try:
-            listings = await self.listings(series.market, LISTINGS_TTL_S)
+            listings = await self.listings(series.market, self.timings.listings_ttl_s)
             if series.symbol not in listings:
-                listings = await self.listings(series.market, UNLISTED_TTL_S)
+                listings = await self.listings(series.market, self.timings.unlisted_ttl_s)
         except UpstreamError:
             if series.market not in self._listed:
                 raise
@@ -169,11 +156,11 @@ class CcxtRest:
         return None
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        """What the market lists, by our symbol. Not asked for again before `UNLISTED_TTL_S`, save with a `max_age_s` of
+        """What the market lists, by our symbol. Not asked for again before `unlisted_ttl_s`, save with a `max_age_s` of
         0, by which a symbol that is gone is confirmed to be. Raises `UpstreamError`, also where the answer is no whole
         list: then what was listed before still is."""
         listed, now_s = self._listed.get(market), self.monotonic()
-        fresh_s = max(max_age_s, UNLISTED_TTL_S) if max_age_s > 0.0 else 0.0
+        fresh_s = max(max_age_s, self.timings.unlisted_ttl_s) if max_age_s > 0.0 else 0.0
         if listed is not None and now_s - listed[0] <= fresh_s:
             return listed[1]
         if self._whole[market].pause_s(now_s) <= 0.0:
@@ -212,7 +199,7 @@ class CcxtRest:
         """The last 24 hours of every symbol. Raises `UpstreamError`, also where the exchange has no such list."""
         if not (await self.abilities()).tickers:
             raise UpstreamError(f"{self.client.name} has no list of tickers", 400)
-        listings = await self.listings(market, LISTINGS_TTL_S)
+        listings = await self.listings(market, self.timings.listings_ttl_s)
         symbols = {
             ccxt_symbol(SeriesId(self.client.name, market, listing.symbol, _ANY_FRAME)): listing.symbol_id
             for listing in listings.values()
@@ -314,15 +301,16 @@ class CcxtRest:
     def pause_s(self, series: SeriesId, can: Abilities, *, confirms: bool = False) -> float:
         """How long to wait between two polls of a series, the share of the others considered. `confirms`: a candle was
         just told as closed, and is to be looked at again soon, however many others there are."""
-        length_s = min(series.timeframe.seconds / POLLS_PER_CANDLE, POLL_MOST_S)
+        timings = self.timings
+        length_s = min(series.timeframe.seconds / timings.polls_per_candle, timings.poll_most_s)
         if confirms:
-            length_s = min(length_s, CONFIRM_S)
+            length_s = min(length_s, timings.confirm_s)
         elif (cost := polling(self.venue, series.market, can.rate_limit_s)) is not None:
             # What closes take comes first: the more series, the fewer polls of candles in progress.
             closes = self.polled * cost.needs(series.timeframe) / cost.per_minute
             share = max(LEAST_POLL_SHARE, min(POLL_SHARE, 1.0 - SPARE_SHARE - closes))
-            length_s = max(length_s, min(self.polled * cost.request_s / share, POLL_MOST_S))
-        return max(self.poll_least_s, length_s) * self.rng.uniform(0.9, 1.1)
+            length_s = max(length_s, min(self.polled * cost.request_s / share, timings.poll_most_s))
+        return max(timings.poll_least_s, length_s) * self.rng.uniform(0.9, 1.1)
 
     def leave(self, series: SeriesId, can: Abilities) -> None:
         """Unsubscribe the series' stream, where the exchange takes that, without waiting for it."""
@@ -373,13 +361,15 @@ class CcxtRest:
         clock = self.clocks[market]
 
         async def fetch() -> None:
-            if clock.answer_age_s(self.monotonic()) < ASK_TIME_EVERY_S:
+            if clock.answer_age_s(self.monotonic()) < self.timings.ask_time_every_s:
                 return
             if (await self.abilities()).time:
                 clock.asking(self.monotonic())
                 stamp_ms = await self.client.now_ms(errand)
                 clock.answered(stamp_ms, self.monotonic())
-            elif clock.estimate_ms(self.monotonic()) is None or self._date_age_s(market) >= ASK_DATE_EVERY_S:
+            elif (
+                clock.estimate_ms(self.monotonic()) is None or self._date_age_s(market) >= self.timings.ask_date_every_s
+            ):
                 self._dated_s[market] = self.monotonic()
                 await self._ask_date(market, errand)
 
@@ -392,7 +382,7 @@ class CcxtRest:
     async def _ask_date(self, market: str, errand: Errand) -> None:
         """Ask for rows, whose `Date` and newest open time tell the time. Raises `UpstreamError`."""
         can, clock = await self.abilities(), self.clocks[market]
-        symbols = await self.listings(market, LISTINGS_TTL_S)
+        symbols = await self.listings(market, self.timings.listings_ttl_s)
         trading = next((symbol for symbol in symbols.values() if symbol.trading), None)
         if trading is None:
             raise UpstreamError(f"{self.client.name} lists nothing on its {market} market to tell the time by", 400)

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from klinesync.core.backoff import Backoff
 from klinesync.core.candle import Candle
 from klinesync.core.errors import WRONG_REQUEST, BadCandle, UpstreamError
 from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.ccxt.client import Abilities
-from klinesync.exchanges.ccxt.rest import CONFIRM_S, CcxtRest
+from klinesync.exchanges.ccxt.rest import CcxtRest
 from klinesync.exchanges.ccxt.rows import (
     LIVE_BACK,
     LiveCandles,
@@ -39,19 +38,11 @@ log = Log(__name__)
 
 # Series of one connection, which is no more than a group of them here.
 SERIES_PER_CONNECTION = 200
-# A poll for what is due comes no sooner than this behind the one before.
-POLL_AGAIN_S = 0.25
-# When the next candle is due is worked out anew after so long: what is known of the exchange's time may have changed.
-LOOK_MOST_S = 5.0
-# A stream that pushes nothing while so many traded candles close is no good: the series is polled for so long.
+# Traded candles that REST shows while a stream pushes nothing, after which the series is polled.
 SILENT_CANDLES = 2
-SILENT_PAUSE_S = 300.0
 # How many candles a series that begins without a row is looked back, to see since when nothing was traded.
 QUIET_BACK = 99
 SILENT_REASON = "the stream brings nothing new, while REST shows candles with trades"
-# Before a live series begins again. Retries are counted from 1 after a failure, from 0 where the series had been well
-# for the longest delay.
-BEGIN_AGAIN = Backoff(initial_s=0.5, most_s=30.0, jitter=0.5)
 # That a series cannot be had at all is logged so often: nothing changes of itself.
 REFUSAL_LOG_EVERY_S = 3600.0
 # Troubles are logged so often for one series.
@@ -67,6 +58,7 @@ class CcxtConnection:
 
     def __init__(self, source: CcxtRest, market: str, callbacks: StreamCallbacks, counts: StreamCounts) -> None:
         self._source = source
+        self._timings = source.timings
         self._counts = counts
         self._market = market
         self._clock = source.clocks[market]
@@ -160,8 +152,8 @@ class CcxtConnection:
             if reason is not None:
                 self._callbacks.failing([series], reason)
             self._count_reconnect()
-            failures = 0 if self._source.monotonic() - began_s > BEGIN_AGAIN.most_s else failures + 1
-            await asyncio.sleep(BEGIN_AGAIN.delay_s(failures, self._source.rng))
+            failures = 0 if self._source.monotonic() - began_s > self._timings.begin_again.most_s else failures + 1
+            await asyncio.sleep(self._timings.begin_again.delay_s(failures, self._source.rng))
 
     def _say_unfollowed(self, series: SeriesId, error: UpstreamError) -> None:
         if error.status != WRONG_REQUEST:
@@ -193,10 +185,10 @@ class CcxtConnection:
             began_s = source.monotonic()
             try:
                 await self._watch(series, live, can, confirms=confirms)
-                reason, pause_s = SILENT_REASON, SILENT_PAUSE_S
+                reason, pause_s = SILENT_REASON, self._timings.silent_pause_s
             except _StreamFailed as failed:
-                failures = 0 if source.monotonic() - began_s > BEGIN_AGAIN.most_s else failures + 1
-                reason, pause_s = str(failed), BEGIN_AGAIN.delay_s(failures, source.rng)
+                failures = 0 if source.monotonic() - began_s > self._timings.begin_again.most_s else failures + 1
+                reason, pause_s = str(failed), self._timings.begin_again.delay_s(failures, source.rng)
             self._log("stream", "stream.polled", f"REST is polled in place of its stream: {reason}", series=series)
             self._callbacks.stands_in(series, reason)
             confirms = await self._poll(series, live, can, source.monotonic() + pause_s)
@@ -214,7 +206,7 @@ class CcxtConnection:
         try:
             while source.monotonic() < until_s:
                 pause_s, due_s = source.pause_s(series, can, confirms=confirms), self._due_s(live)
-                await asyncio.sleep(min(pause_s, max(due_s, POLL_AGAIN_S)) if due_s > 0.0 else pause_s)
+                await asyncio.sleep(min(pause_s, max(due_s, self._timings.poll_again_s)) if due_s > 0.0 else pause_s)
                 told = live.told
                 await self._look(series, live)
                 confirms = live.told != told
@@ -230,7 +222,7 @@ class CcxtConnection:
         """
         source, silent, asked_s = self._source, 0, float("-inf")
         looked_s = source.monotonic()
-        confirm_s = source.monotonic() + CONFIRM_S if confirms else None
+        confirm_s = source.monotonic() + self._timings.confirm_s if confirms else None
         pushes: asyncio.Task[list[Row]] | None = None
         subscribed = True
         try:
@@ -239,7 +231,7 @@ class CcxtConnection:
                     pushes = asyncio.create_task(source.client.watch(series), name=f"watch {series}")
                 due_s, next_s = self._due_s(live), asked_s + source.pause_s(series, can)
                 now_s = source.monotonic()
-                wait_s = min(due_s, LOOK_MOST_S) if due_s > 0.0 else max(0.0, next_s - now_s)
+                wait_s = min(due_s, self._timings.look_most_s) if due_s > 0.0 else max(0.0, next_s - now_s)
                 if confirm_s is not None:
                     wait_s = min(wait_s, max(0.0, confirm_s - now_s))
                 done, _ = await asyncio.wait([pushes], timeout=wait_s)
@@ -259,7 +251,7 @@ class CcxtConnection:
                     asked_s, looked_s, confirm_s = now_s, now_s, None if confirms else confirm_s
                     silent += await self._look(series, live)
                     if live.told != told:  # the venue may change it: look again
-                        confirm_s = source.monotonic() + CONFIRM_S
+                        confirm_s = source.monotonic() + self._timings.confirm_s
         finally:
             if pushes is not None:
                 pushes.cancel()

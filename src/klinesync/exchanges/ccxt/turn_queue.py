@@ -6,16 +6,16 @@ The queue grants at most `places` turns at once, the most urgent request first, 
 things hold requests back:
 
 - A venue that refuses (429, 418) is left alone for as long as it asks for, `RETRY_AFTER_MOST_S` at most; where it does
-  not say, for the backoff `REFUSED`. Then one probe goes.
+  not say, for the backoff `refused`. Then one probe goes.
 - Failures of one kind of request (the time, the listings, rows) slow this kind down; failures of any kind without a
   success between them slow all of them down. From the second failure in a row on, a probe goes after the
-  backoff `TROUBLE`.
+  backoff `trouble`.
 - A probe is alone: while trouble lasts, one request of what is in trouble is under way, and the next one waits for a
   whole pause behind it, also where the probe was given up.
 
 Where a venue's budget is paced here, a request also waits until enough of it is paid off (`Pace`).
 
-A request does not wait for longer than `HELD_MOST_S`: its owner is told, and knows when to ask again.
+A request does not wait for longer than `held_most_s`: its owner is told, and knows when to ask again.
 """
 
 from __future__ import annotations
@@ -25,20 +25,13 @@ from enum import Enum
 
 from klinesync.core.backoff import Backoff
 from klinesync.exchanges.ccxt.pace import Pace
+from klinesync.exchanges.ccxt.timings import USUAL_TURNS, TurnTimings
 from klinesync.exchanges.exchange import Errand, Urgency
 
-# After a refusal without Retry-After.
-REFUSED = Backoff(initial_s=5.0, most_s=300.0)
 # The longest pause that a venue may ask for, in seconds: a Retry-After of a day must not silence the venue for a day.
 RETRY_AFTER_MOST_S = 900.0
-# After the failures in a row that are more than `HARMLESS_FAILURES`.
-TROUBLE = Backoff(initial_s=1.0, most_s=30.0)
 # Failures in a row that are taken as bad luck of one request, not as trouble of the venue.
 HARMLESS_FAILURES = 1
-# The longest pause that a request waits out in the queue, in seconds; one that a user waits for waits for none.
-HELD_MOST_S = TROUBLE.most_s
-# Requests that wait at most; past that the least urgent one is refused.
-MOST_WAITING = 5000
 
 
 class Kind(Enum):
@@ -74,8 +67,9 @@ class Turn:
 @dataclass(slots=True)
 class _Trouble:
     """Failures in a row, and until when the next request waits. Requests that were granted before the last failure
-    was counted say nothing new when they fail too."""
+    was counted say nothing new when they fail too. `backoff`: before the next probe."""
 
+    backoff: Backoff
     failures: int = 0
     counted_s: float = float("-inf")
     until_s: float = float("-inf")
@@ -86,7 +80,7 @@ class _Trouble:
 
     def probed(self, now_s: float) -> None:
         if self.lasts:
-            self.until_s = now_s + TROUBLE.delay_s(self.failures - HARMLESS_FAILURES - 1)
+            self.until_s = now_s + self.backoff.delay_s(self.failures - HARMLESS_FAILURES - 1)
 
     def failed(self, granted_s: float, now_s: float) -> None:
         if granted_s < self.counted_s:
@@ -103,8 +97,9 @@ class _Trouble:
 @dataclass(slots=True)
 class _Refusal:
     """Whether the venue refuses, and until when it is left alone. `without_pause`: how many refusals in a row
-    asked for no pause."""
+    asked for no pause. `backoff`: the pauses after these."""
 
+    backoff: Backoff
     until_s: float = float("-inf")
     counted_s: float = float("-inf")
     without_pause: int = 0
@@ -131,21 +126,28 @@ class _Refusal:
 
     def _own_pause_s(self) -> float:
         """The pause where the venue asks for none."""
-        return REFUSED.delay_s(max(self.without_pause - 1, 0))
+        return self.backoff.delay_s(max(self.without_pause - 1, 0))
 
 
 @dataclass(slots=True)
 class TurnQueue:
-    """The queue of one venue. `places`: requests under way at once; `pace`: how a budget is spent."""
+    """The queue of one venue. `places`: requests under way at once; `pace`: how a budget is spent; `timings`: backoff
+    and limits."""
 
     places: int
     pace: Pace = field(default_factory=Pace)
+    timings: TurnTimings = USUAL_TURNS
     _waiting: dict[Turn, None] = field(default_factory=dict)  # in the order of coming
     _under_way: set[Turn] = field(default_factory=set)
     _count: int = 0
-    _any: _Trouble = field(default_factory=_Trouble)
-    _kinds: dict[Kind, _Trouble] = field(default_factory=lambda: {kind: _Trouble() for kind in Kind})
-    _refusal: _Refusal = field(default_factory=_Refusal)
+    _any: _Trouble = field(init=False)
+    _kinds: dict[Kind, _Trouble] = field(init=False)
+    _refusal: _Refusal = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._any = _Trouble(self.timings.trouble)
+        self._kinds = {kind: _Trouble(self.timings.trouble) for kind in Kind}
+        self._refusal = _Refusal(self.timings.refused)
 
     @property
     def waiting(self) -> int:
@@ -183,7 +185,7 @@ class TurnQueue:
 
     def crowded_out(self) -> Turn | None:
         """Give up the least urgent request of a queue that is too long."""
-        if len(self._waiting) <= MOST_WAITING:
+        if len(self._waiting) <= self.timings.max_waiting:
             return None
         turn = max(self._waiting, key=_order)
         del self._waiting[turn]
@@ -191,10 +193,11 @@ class TurnQueue:
 
     def impatient(self, now_s: float) -> list[Turn]:
         """Give up the requests that would wait for the venue for too long."""
+        most_s = self.timings.held_most_s
         turns = [
             turn
             for turn in self._waiting
-            if self.held_s(turn.kind, now_s) > (0.0 if turn.errand.urgency is Urgency.READ else HELD_MOST_S)
+            if self.held_s(turn.kind, now_s) > (0.0 if turn.errand.urgency is Urgency.READ else most_s)
         ]
         for turn in turns:
             del self._waiting[turn]

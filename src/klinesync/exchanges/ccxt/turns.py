@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from klinesync.core.errors import UpstreamError
 from klinesync.exchanges.ccxt.pace import Pace
+from klinesync.exchanges.ccxt.timings import USUAL_TURNS, TurnTimings
 from klinesync.exchanges.ccxt.turn_queue import Kind, Outcome, Turn, TurnQueue
 from klinesync.exchanges.exchange import Errand, Urgency
 
@@ -18,11 +19,19 @@ POLL_S = 0.25
 
 
 class Turns:
-    """The turns of one venue. `name` is how errors tell of the venue; `places`: requests under way at once."""
+    """The turns of one venue.
 
-    def __init__(self, name: str, places: int, monotonic: Callable[[], float]) -> None:
+    name: how errors tell of the venue.
+    places: requests under way at once.
+    monotonic: our clock.
+    timings: when requests go.
+    """
+
+    def __init__(
+        self, name: str, places: int, monotonic: Callable[[], float], timings: TurnTimings = USUAL_TURNS
+    ) -> None:
         self._name = name
-        self._queue = TurnQueue(places)
+        self._queue = TurnQueue(places, Pace(burst_s=timings.burst_s), timings)
         self._monotonic = monotonic
         self._granted: dict[Turn, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
