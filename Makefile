@@ -51,7 +51,7 @@ test-package: setup
 	$(BIN)/pytest -m package tests/package
 
 sim: setup
-	$(BIN)/pytest -n $(WORKERS) tests/sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+	$(BIN)/pytest -n $(WORKERS) --durations=20 tests/sim --seeds $(SEEDS) --first-seed $(FIRST_SEED)
 
 # By hand, before a release: it takes hours.
 test-long: setup
