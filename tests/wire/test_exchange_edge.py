@@ -97,15 +97,17 @@ class Listener:
 
     @property
     def closed(self) -> list[int]:
-        return [one.candle.time for one in self.updates if isinstance(one, ClosedCandle) and not one.revised]
+        return [
+            update.candle.time for update in self.updates if isinstance(update, ClosedCandle) and not update.revised
+        ]
 
     def events(self) -> list[str]:
         """The messages about its stream; reads may have caused backfills."""
-        told = [one.event for one in self.updates if isinstance(one, System)]
+        told = [update.event for update in self.updates if isinstance(update, System)]
         return [event for event in told if event.startswith("stream.")]
 
     def gaps(self) -> list[Gap]:
-        return [one for one in self.updates if isinstance(one, Gap)]
+        return [update for update in self.updates if isinstance(update, Gap)]
 
     async def end(self) -> None:
         self._task.cancel()
@@ -172,7 +174,7 @@ async def test_after_a_server_shutdown_another_connection_has_taken_over_before_
 
 
 def connections(exchange: SimServer) -> list[int]:
-    return [one.number for one in exchange._connections.values() if not one.closing]
+    return [connection.number for connection in exchange._connections.values() if not connection.closing]
 
 
 async def test_duplicate_swapped_and_invalid_frames_change_nothing(tmp_path: Path) -> None:
@@ -186,8 +188,8 @@ async def test_duplicate_swapped_and_invalid_frames_change_nothing(tmp_path: Pat
         assert every_minute(client.closed)
         assert all(state(service, one) == "live" for one in ALL)
         links = service.runtime.supervisors.connections_state()
-        assert sum(one.quarantined for one in links) > 10
-        assert all(one.reconnects == 0 for one in links), "the connections live on"
+        assert sum(link.quarantined for link in links) > 10
+        assert all(link.reconnects == 0 for link in links), "the connections live on"
 
 
 async def test_an_exchange_that_accepts_connections_and_never_answers_delays_no_client(tmp_path: Path) -> None:
