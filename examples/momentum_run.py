@@ -20,6 +20,7 @@ class MomentumRun(Factor[Run]):
     name = "momentum_run"
     label = "Runs of closes"
     state_type = Run
+    outputs = ("run",)
 
     def __init__(self, longest: int = 5) -> None:
         self.longest = longest
@@ -35,6 +36,9 @@ class MomentumRun(Factor[Run]):
         if direction and run.length == self.longest:
             return run, [{"direction": direction, "length": run.length, "visible_time": candle.time}]
         return run, []
+
+    def numbers(self, state: Run) -> Sequence[float | None]:
+        return (state.direction * state.length,)
 
     def head(self, state: Run, candle: Candle) -> dict[str, Json]:
         return {"direction": state.direction, "length": state.length}

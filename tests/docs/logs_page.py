@@ -57,6 +57,8 @@ MEANINGS: dict[str, str] = {
     "history.unproven": "an answer neither filled a gap nor showed it empty; requested again after a backoff",
     "ledger.catch_up_failed": "factors and overlays of a series cannot catch up with its candles; tried again",
     "ledger.failed": "factors and overlays failed in a write; the candles are stored, the ledgers lag",
+    "ledger.flow_not_redone": "order flow was filled in, and the states of factors that read it cannot be redone: the "
+    "ledger is rewound",
     "ledger.lags": "a factor or overlay failed at a candle; the ledger of the series lags",
     "ledger.look_failed": "which ledgers lag cannot be read from the store; tried again",
     "ledger.rebuilt": "stored states cannot be read: the factors of a series are computed anew",

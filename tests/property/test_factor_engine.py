@@ -180,3 +180,5 @@ def test_the_example_says_a_run_of_closes_once() -> None:
         {"direction": -1, "length": 5, "visible_time": 720},
     ]
     assert graph.heads(states, candles[-1]) == {"momentum_run": {"direction": -1, "length": 6}}
+    _, lines = graph.fold_outputs(graph.seed(), candles)
+    assert lines == {"momentum_run": [0, 1, 2, 3, 4, 5, 6, 0, -1, -2, -3, -4, -5, -6]}

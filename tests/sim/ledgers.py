@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from math import fsum, isclose
 
 from klinesync.core.candle import Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.core.timeframe import DAY_S
 from klinesync.factor.columns import Columns
 from klinesync.factor.graph import Said, States
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.plugin import Seen
-from klinesync.overlay.instruction import Instruction
+from klinesync.overlay.instruction import Instruction, Point
 from klinesync.pipelines.ledger_step import LedgerStep
 from klinesync.storage.records import Ledger
 from sim.checkers import MOST_SENTENCES, Witness
@@ -107,7 +110,8 @@ def check_ledgers(witness: Witness, service: Service) -> list[str]:
     runtime = service.runtime
     if runtime is None:
         return ["the service does not run"]
-    step, indicators = runtime.market_data.factors._step, runtime.market_data.factors._indicators
+    reader = runtime.market_data.factors
+    step, indicators = reader._step, reader._indicators
     wrong = [f"{series}: its ledger is behind: {lag}" for series, lag in step.behind().items()]
     ledgers = witness.ledgers()
     for series in witness.series():
@@ -119,6 +123,8 @@ def check_ledgers(witness: Witness, service: Service) -> list[str]:
             wrong.append(f"{series}: its ledger is {ledger}, and {head} is the head")
             continue
         wrong += [f"{series}: {sentence}" for sentence in _differences(witness, series, candles, step, indicators)]
+        points = reader._points(witness.store, series, candles)
+        wrong += [f"{series}: {sentence}" for sentence in _other_numbers(points, candles)]
     return wrong[:MOST_SENTENCES]
 
 
@@ -137,6 +143,33 @@ def _differences(
         found = step.states.at(witness.store, series, time)
         if found != states[time]:
             yield f"at {time} the states are {found}, and {states[time]} is what the candles give"
+
+
+def _other_numbers(points: Mapping[str, Sequence[Point]], candles: Sequence[Candle]) -> Iterable[str]:
+    """Order flow and volume of each day, summed here from the candles, which equal the exchange's."""
+    cvd: dict[int, float] = {}
+    vwap: dict[int, float] = {}
+    ratio: dict[int, float] = {}
+    for _, of_day in groupby(candles, key=lambda candle: candle.time // DAY_S):
+        day = list(of_day)
+        for count, candle in enumerate(day, 1):
+            bought = [one.taker_buy_volume for one in day[:count]]
+            told = [one for one in bought if one is not None]
+            volume = fsum(one.volume for one in day[:count])
+            if len(told) == count:
+                cvd[candle.time] = fsum(told) - (volume - fsum(told))
+            if volume > 0:
+                traded = (sum((one.high, one.low, one.close)) / 3 * one.volume for one in day[:count])
+                vwap[candle.time] = fsum(traded) / volume
+            if candle.volume > 0 and candle.taker_buy_volume is not None:
+                ratio[candle.time] = candle.taker_buy_volume / candle.volume
+    for name, expected in (("cvd", cvd), ("vwap", vwap), ("taker_ratio", ratio)):
+        found = {point.time: point.value for point in points[name]}
+        scale = max((abs(value) for value in expected.values()), default=0.0) + 1e-9
+        if found.keys() != expected.keys():
+            yield f"{name} has values at {sorted(found.keys() ^ expected.keys())} only here or there"
+        elif any(not isclose(found[at], value, abs_tol=1e-9 * scale) for at, value in expected.items()):
+            yield f"{name} is {found}, and {expected} is what the candles give"
 
 
 def _one_by_one(

@@ -8,14 +8,15 @@ from functools import cache
 from random import Random
 
 from klinesync.core.candle import Candle
+from klinesync.factor.flow import flow
 from klinesync.factor.plugin import AnyFactor, Event, Factor, FactorSettings, Upstream
-from klinesync.factor.registry import load_factors
+from klinesync.factor.structure import structure
 from klinesync.overlay.instruction import Drawing
 from klinesync.overlay.plugin import Overlay, View
 from klinesync.overlay.registry import load_overlays
 from sim.scenario import Faults, Scenario
 
-INDICATORS = ("EMA(3)",)
+INDICATORS = ("EMA(3)", "CVD", "VWAP", "TAKER_RATIO")
 EMA = "ema_3"
 
 
@@ -100,8 +101,8 @@ class FallibleOverlay:
 
 
 def factors_with(trouble: Trouble) -> Callable[[FactorSettings], list[AnyFactor]]:
-    """Loads the factors: the installed ones, and those of the scenario."""
-    return lambda settings: [*_installed_factors(settings), AboveAverage(), Fallible(trouble)]
+    """Loads the factors: the built-in ones, and those of the scenario."""
+    return lambda settings: [*structure(settings), *flow(settings), AboveAverage(), Fallible(trouble)]
 
 
 def overlays_with(trouble: Trouble) -> Callable[[], list[Overlay]]:
@@ -110,5 +111,4 @@ def overlays_with(trouble: Trouble) -> Callable[[], list[Overlay]]:
 
 
 # Searching the installed plugins takes longer than the rest of a start.
-_installed_factors = cache(load_factors)
 _installed_overlays = cache(load_overlays)

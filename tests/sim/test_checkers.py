@@ -19,13 +19,14 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.splice import Jump, Splice
-from klinesync.core.timeframe import Timeframe
+from klinesync.core.timeframe import DAY_S, Timeframe
 from klinesync.exchanges.binance import rest as binance_rest
 from klinesync.exchanges.binance.link import Link
 from klinesync.exchanges.binance.rest import BinanceRest
 from klinesync.exchanges.binance.streams import BinanceConnection
 from klinesync.exchanges.binance.weight import WeightBudget
 from klinesync.exchanges.exchange import Errand, Exchange, HistoryPage, KlineEvent
+from klinesync.factor.flow import CvdFactor, FlowOfDay
 from klinesync.factor.graph import FactorGraph, Said, States
 from klinesync.factor.plugin import FactorFault, Upstream
 from klinesync.history.holes import HoleReader
@@ -503,6 +504,16 @@ def skip_what_waits_for_a_long_advance(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LedgerStep, "_follow", hasty)
 
 
+def sum_over_midnight(patch: pytest.MonkeyPatch) -> None:
+    advance = CvdFactor.advance
+
+    def endless(self: CvdFactor, state: FlowOfDay, candle: Candle, upstream: Upstream) -> object:
+        day = candle.time // DAY_S
+        return advance(self, state if state.day < 0 else FlowOfDay(day, state.total), candle, upstream)
+
+    patch.setattr(CvdFactor, "advance", endless)
+
+
 def leave_ledgers_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LedgerStep, "due", lambda *_: None)
     patch.setattr(LedgerStep, "next_due_s", lambda _: None)
@@ -629,6 +640,7 @@ BREAKS = (
         "is what the candles give",
         scenario={"advance_max_candles": 5},
     ),
+    Break("sums over midnight", sum_over_midnight, "cvd is"),
     Break("ledgers left behind", leave_ledgers_behind, "ledger is behind", scenario={"advance_max_candles": 5}),
     Break(
         "own candles not fetched",

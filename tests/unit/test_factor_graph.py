@@ -22,6 +22,7 @@ from klinesync.factor.plugin import (
     Upstream,
     state_of,
 )
+from klinesync.factor.probe import refuse_broken
 from klinesync.factor.structure import structure
 from klinesync.market import parts_writing
 from klinesync.market.settings import ledger_settings
@@ -138,7 +139,7 @@ class Unpacking(Counting):
 def test_a_factor_that_unpacks_six_values_is_refused_with_what_to_do(beside: list[Counting]) -> None:
     sentence = r"^factor old: it unpacks a candle into 6 values, and a candle has 10; unpack candle\.ohlcv, or read"
     with pytest.raises(BadFactor, match=sentence):
-        FactorGraph(beside, outside=("ema_21",)).refuse_unpacking()
+        refuse_broken(FactorGraph(beside, outside=("ema_21",)))
 
 
 def test_the_start_refuses_a_factor_that_unpacks_six_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +149,7 @@ def test_the_start_refuses_a_factor_that_unpacks_six_values(monkeypatch: pytest.
 
 
 def test_a_factor_that_fails_for_another_reason_is_not_refused() -> None:
-    FactorGraph([Counting("a", say=fail), Counting("b", ("a",))]).refuse_unpacking()
+    refuse_broken(FactorGraph([Counting("a", say=fail), Counting("b", ("a",))]))
 
 
 def test_each_factor_comes_after_what_it_depends_on_and_otherwise_by_name() -> None:

@@ -98,6 +98,7 @@ def test_a_factor_that_cannot_be_loaded_may_read_order_flow(monkeypatch: pytest.
     def refused(_: LedgerSettings) -> LedgerStep:
         raise Rejected("it cannot be imported")
 
-    assert not history_store.factors_read_flow(load_flags({}))
+    assert not history_store.no_ledger_of(load_flags({})).redoes_flow
+    assert history_store.no_ledger_of(load_flags({"indicators": "CVD"})).redoes_flow
     monkeypatch.setattr(history_store, "ledger_step", refused)
-    assert history_store.factors_read_flow(load_flags({}))
+    assert history_store.no_ledger_of(load_flags({})).redoes_flow

@@ -25,7 +25,7 @@ VALUES = {"candle_time", *Candle._fields}
 FLAGS = {
     "factor_pivot_window_major": "3",
     "factor_pivot_window_minor": "1",
-    "indicators": "SMA(20),MACD(12,26,9)",
+    "indicators": "SMA(20),MACD(12,26,9),CVD,VWAP,TAKER_RATIO",
     "enable_derived_timeframes": "off",
 }
 FIRST = 1_700_000_040
@@ -41,9 +41,8 @@ def walk() -> list[dict[str, float]]:
         high, low = max(price, close) + rng.randint(0, 3) / 2, min(price, close) - rng.randint(0, 3) / 2
         if minute not in HOLE:
             time = FIRST + 60 * minute
-            rows.append(
-                {"candle_time": time, "open": price, "high": high, "low": low, "close": close, "volume": 1.0 + minute}
-            )
+            values = {"open": price, "high": high, "low": low, "close": close, "volume": 1.0 + minute}
+            rows.append({"candle_time": time} | values | {"taker_buy_volume": float(minute // 2)})
         price = close
     return rows
 
@@ -86,7 +85,8 @@ def row_of(slices: Any) -> dict[str, Any]:
     row |= {f"zhongshu_{name}": zone.get(name) for name in ("zg", "zd", "start_time")}
     anchor = found["anchor"]["head"]["current_anchor_ref"] or {}
     row |= {f"anchor_{name}": anchor.get(name) for name in ("kind", "direction", "start_time", "end_time")}
-    row |= found["sma_20"]["head"] | found["macd_12_26_9"]["head"]
+    for name in ("sma_20", "macd_12_26_9", "cvd", "vwap", "taker_ratio"):
+        row |= found[name]["head"]
     return row
 
 

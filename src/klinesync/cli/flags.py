@@ -74,9 +74,9 @@ def _checked_at_start(configuration: Configuration) -> list[BadFlag]:
                 problems.append(problem)
 
     def indicators() -> None:
-        from klinesync.factor.indicator_names import parse_indicators
+        from klinesync.factor.indicator_names import parse_listed
 
-        parse_indicators(flags.indicators)
+        parse_listed(flags.indicators)
 
     def guard() -> None:
         from klinesync.market.guard import Guard

@@ -19,7 +19,7 @@ from klinesync.market.settings import derived_timeframes, ledger_settings
 from klinesync.market_data.listings import StoredListings
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.pipelines.ledger_step import no_ledger
+from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.flags import RuntimeFlags, sqlite_path
 from klinesync.runtime.looking import is_file
@@ -81,19 +81,21 @@ async def open_store(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_exit(database)
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        ledger = no_ledger(reads_flow=factors_read_flow(flags))
+        ledger = no_ledger_of(flags)
         pipeline = IngestPipeline(database, derived, ledger, _no_subscribers, SYSTEM_CLOCK.wall_s)
         running = group.create_task(pipeline.run(), name="pipeline")
         stack.callback(running.cancel)
         yield database, pipeline
 
 
-def factors_read_flow(flags: RuntimeFlags) -> bool:
-    """Whether an installed factor reads order flow. One that cannot be loaded may be such a factor."""
+def no_ledger_of(flags: RuntimeFlags) -> LedgerStep:
+    """A step that computes no factors. Where order flow is filled in, it redoes the states of installed factors that
+    read order flow; when one cannot be loaded, it may be such a factor, and ledgers are rewound."""
     try:
-        return ledger_step(ledger_settings(flags)).factors.reads_flow
+        step = ledger_step(ledger_settings(flags))
     except Rejected:
-        return True
+        return no_ledger(reads_flow=True)
+    return no_ledger(redoes=step if step.factors.reads_flow else None)
 
 
 async def _submit(pipeline: IngestPipeline, series: SeriesId, candles: Sequence[Candle], *, checked: bool) -> int:

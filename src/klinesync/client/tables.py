@@ -75,8 +75,8 @@ class Snapshot:
     name: of the factor or indicator.
     epoch: rises with each correction that changes earlier values.
     events: a factor's events within the window by kind, ascending in `visible_time`.
-    points: an indicator's values within the window by output.
-    head: a factor's current state, or an indicator's values at the candle, by name.
+    points: values within the window by output, of an indicator or a factor with outputs.
+    head: a factor's current state, and the values of outputs at the candle, by name.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Snapshot:
         return f"Snapshot({self.name!r}, epoch={self.epoch}, {', '.join(counts) or 'empty window'})"
 
     def outputs(self) -> list[str]:
-        """The names of an indicator's outputs; empty for a factor."""
+        """The names of the outputs of an indicator, or of a factor that has some."""
         return [key for key in self.head if key == self.name or key.startswith(f"{self.name}.")]
 
 
@@ -113,8 +113,8 @@ class Slices:
         return f"Slices({str(self.series)!r}, at_time={self.at_time}, epoch={self.epoch}, {_listed(self.snapshots)})"
 
     def value(self, key: str) -> float:
-        """An indicator's output at the candle: `ema_21`, `macd_12_26_9.macdsignal`. NaN before the first value. Raises
-        `UnknownFactor` (a `KeyError`), which lists the known outputs."""
+        """An output of an indicator or factor at the candle: `ema_21`, `macd_12_26_9.macdsignal`. NaN without a value.
+        Raises `UnknownFactor` (a `KeyError`), which lists the known outputs."""
         snapshot = self.snapshots.get(key) or self.snapshots.get(key.partition(".")[0])
         if snapshot is None or key not in snapshot.outputs():
             outputs = [name for snapshot in self.snapshots.values() for name in snapshot.outputs()]
@@ -146,8 +146,8 @@ class Slices:
         return f"the service computes no {kind} {name!r}"
 
     def columns(self) -> dict[str, Column]:
-        """The indicators within the window as arrays of one length: `time`, and each output; NaN where an output has no
-        value."""
+        """The outputs of indicators and factors within the window as arrays of one length: `time`, and each output; NaN
+        where an output has no value."""
         tables = {key: points for snapshot in self.snapshots.values() for key, points in snapshot.points.items()}
         empty = [np.empty(0, np.int64)]
         times = np.unique(np.concatenate([*(points["time"] for points in tables.values()), *empty]))
@@ -177,7 +177,7 @@ class Drawings:
     at_time: open time of the newest candle of the window; None when the series has no candle at that time.
     active: ids of the instructions to show.
     new: instructions, as the HTTP reference describes them; a newer version of an `instruction_id` replaces the older.
-    points: the indicators' new values, by output.
+    points: the new values of indicators and factors, by output.
     cursor: for the next call.
     """
 
@@ -261,7 +261,7 @@ class _Snapshot(msgspec.Struct):
     meta: _Meta
 
     def read(self, name: str) -> Snapshot:
-        # An indicator's lists are its outputs; those of factors are events.
+        # Lists with the names of outputs are values; the others are events.
         outputs = {key for key in self.history if key == name or key.startswith(f"{name}.")}
         points = {key: _points(msgspec.convert(self.history[key], list[WirePoint])) for key in outputs}
         events = {key: items for key, items in self.history.items() if key not in outputs}

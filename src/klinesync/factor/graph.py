@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from hashlib import sha256
 from heapq import heapify, heappop, heappush
 from itertools import repeat
-from math import isfinite, nan
+from math import isfinite
 from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from klinesync.core.candle import OHLCV, Candle
+from klinesync.core.candle import Candle
 from klinesync.core.decoding import reason_of
+from klinesync.factor.outputs import check_outputs, numbers_of
 from klinesync.factor.plugin import (
     AnyFactor,
     BadFactor,
@@ -56,8 +57,14 @@ class FactorGraph:
         self.names = tuple(factor.name for factor in self._factors)
         # The indicators that the factors depend on.
         self.outside = self._given.intersection(name for factor in self._factors for name in factor.depends_on)
-        # Whether any of the factors depends on the candles' order flow.
-        self.reads_flow = any(factor.reads_flow for factor in self._factors)
+        # The factors whose results depend on the candles' order flow, directly or through others.
+        self.flow_names = _reading_flow(self._factors)
+        self.reads_flow = bool(self.flow_names)
+        # Whether events may depend on order flow.
+        self.flow_has_events = any(factor.has_events for factor in self._factors if factor.name in self.flow_names)
+        # The outputs as readers know them: by factor, and of all factors.
+        self.keys_by_factor = {factor.name: factor.output_keys for factor in self._factors}
+        self.output_keys = tuple(key for keys in self.keys_by_factor.values() for key in keys)
         self._nodes = _nodes(self._factors)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoders = {factor.name: msgspec.msgpack.Decoder(factor.type_of_state()) for factor in self._factors}
@@ -69,23 +76,29 @@ class FactorGraph:
     def _first(self, factor: AnyFactor) -> object:
         try:
             first = factor.first()
-            if self._decoders[factor.name].decode(self._encoder.encode(first)) != first:
-                raise ValueError("its seed is another one when it was encoded and decoded")
+            same = self._restored(factor.name, first) == first
+        except BadFactor:
+            raise
         except Exception as error:
             raise BadFactor(factor.name, f"its state cannot be stored: {type(error).__name__}: {error}") from error
+        if not same:
+            raise BadFactor(factor.name, "its state cannot be stored: its seed is another one when encoded and decoded")
+        check_outputs(factor, first)
         return first
 
-    def refuse_unpacking(self) -> None:
-        """Compute a candle, to find a factor from before candles had order flow that unpacks six fields. Raises
-        `BadFactor`. Other faults are those of the first real candle, and are handled there."""
-        nothing_yet: Upstream = dict.fromkeys(self.outside, Seen(defaultdict(lambda: nan)))
+    def _restored(self, name: str, state: object) -> object:
         try:
-            self.advance(self._seed, _PROBE, nothing_yet)
-        except FactorFault as fault:
-            if isinstance(fault.error, ValueError) and str(fault.error).startswith(_UNPACKS_SIX):
-                what = f"it unpacks a candle into {OHLCV} values, and a candle has {len(Candle._fields)}"
-                raise BadFactor(fault.factor, f"{what}; unpack candle.ohlcv, or read the fields by name") from fault
-            self.without(fault.factor).refuse_unpacking()
+            return self._decoders[name].decode(self._encoder.encode(state))
+        except Exception as error:
+            raise BadFactor(name, f"its state cannot be stored: {type(error).__name__}: {error}") from error
+
+    def restored(self, states: States) -> States:
+        """The states as they are after a restart. Raises `BadFactor` for a state that cannot be stored."""
+        return {name: self._restored(name, states[name]) for name in self.names}
+
+    def encoded(self, name: str, states: States) -> bytes:
+        """The state of one factor as bytes, to compare. Raises what msgspec raises."""
+        return self._encoder.encode(states[name])
 
     @property
     def fingerprint(self) -> str:
@@ -122,12 +135,34 @@ class FactorGraph:
         The result is that of `advance` for each candle. `outside` has one entry a candle. Raises `FactorFault` for the
         first candle at which a factor fails; `states` are unchanged, and the candles before can be advanced over.
         """
+        return self._fold(states, candles, outside, None)
+
+    def fold_outputs(
+        self, states: States, candles: Sequence[Candle], outside: Sequence[Upstream] | None = None
+    ) -> tuple[States, dict[str, list[float]]]:
+        """The states after all the candles, and each output at each candle, NaN where there is no value. Parameters and
+        exceptions are those of `advance_many`."""
+        lines: list[list[float]] = [[] for _ in self.output_keys]
+        states, _ = self._fold(states, candles, outside, lines)
+        return states, dict(zip(self.output_keys, lines, strict=True))
+
+    def _fold(
+        self,
+        states: States,
+        candles: Sequence[Candle],
+        outside: Sequence[Upstream] | None,
+        lines: Sequence[list[float]] | None,
+    ) -> tuple[States, list[Said]]:
+        """`advance_many`; appends the outputs at each candle to `lines`, in the order of `output_keys`."""
         nodes = self._nodes
         seen = [Seen(states[node.name]) for node in nodes]
+        numbers: dict[int, tuple[float, ...]] = {}
+        if lines is not None and candles:
+            numbers = self._numbers(states, candles[0].time)
         said: list[Said] = []
         beside: Iterable[Upstream] = repeat(_NOTHING, len(candles)) if outside is None else outside
         for candle, beyond in zip(candles, beside, strict=True):
-            for position, name, step, state_type, above, out_there in nodes:
+            for position, name, step, state_type, above, out_there, numbers_at, has_events in nodes:
                 try:
                     upstream = {}
                     for other, other_position in above:
@@ -138,6 +173,8 @@ class FactorGraph:
                     state, events = step(before.state, candle, upstream)
                     if events:
                         events = [_checked(event, candle.time) for event in events]
+                        if not has_events:
+                            raise ValueError("it says that it has no events, and returns one")
                         said += [Said(name, event) for event in events]
                     else:
                         if state is before.state and not before.events:
@@ -145,10 +182,36 @@ class FactorGraph:
                         events = ()
                     if not isinstance(state, state_type):
                         raise TypeError(f"its state became a {type(state).__name__}")
+                    if numbers_at is not None:
+                        # Also where they are not read: a fault has to show at the candle that causes it.
+                        numbers[position] = numbers_at(state)
                 except Exception as error:
                     raise FactorFault(name, candle.time, error) from error
                 seen[position] = Seen(state, events)
+            if lines is not None:
+                at = 0
+                for given in numbers.values():
+                    for number in given:
+                        lines[at].append(number)
+                        at += 1
         return {node.name: seen[node.position].state for node in nodes}, said
+
+    def numbers(self, states: States, candle_time: int) -> dict[str, float]:
+        """The outputs of states that this graph can advance, by key; NaN where there is no value. `candle_time`: of the
+        last candle in the states. Raises `FactorFault`."""
+        given = self._numbers(states, candle_time).values()
+        return dict(zip(self.output_keys, (number for numbers in given for number in numbers), strict=True))
+
+    def _numbers(self, states: States, candle_time: int) -> dict[int, tuple[float, ...]]:
+        """The outputs of states by position, in the order of `output_keys`."""
+        numbers: dict[int, tuple[float, ...]] = {}
+        for node in self._nodes:
+            if node.numbers is not None:
+                try:
+                    numbers[node.position] = node.numbers(states[node.name])
+                except Exception as error:
+                    raise FactorFault(node.name, candle_time, error) from error
+        return numbers
 
     def encode(self, states: States, candle_time: int = 0) -> bytes:
         """The states as bytes for the store, exact to the last bit. `candle_time`: of the last candle in the states.
@@ -202,11 +265,31 @@ class FactorGraph:
             {
                 "key": factor.name,
                 "label": factor.label,
-                "default_visible": any(feature.default_visible for feature in factor.features),
-                "sub_features": [feature._asdict() for feature in factor.features],
+                "default_visible": bool(factor.outputs) or any(feature.default_visible for feature in factor.features),
+                **({"pane": factor.pane} if factor.outputs else {}),
+                "sub_features": [*(feature._asdict() for feature in factor.features), *_lines_of(factor)],
             }
             for factor in self._factors
         ]
+
+    @cached_property
+    def numeric(self) -> FactorGraph:
+        """The factors with outputs, and those that they depend on. The graph can advance the states of this one."""
+        return self._with(factor.name for factor in self._factors if factor.outputs)
+
+    @cached_property
+    def of_flow(self) -> FactorGraph:
+        """The factors that depend on order flow, and those that they depend on. The graph can advance the states of
+        this one."""
+        return self._with(self.flow_names)
+
+    def _with(self, names: Iterable[str]) -> FactorGraph:
+        """The graph of these factors and their dependencies."""
+        wanted = set(names)
+        for factor in reversed(self._factors):
+            if factor.name in wanted:
+                wanted.update(factor.depends_on)
+        return FactorGraph((factor for factor in self._factors if factor.name in wanted), self._given)
 
     def without(self, name: str) -> FactorGraph:
         """The graph without a factor and its dependents. The new graph can advance the states of this one."""
@@ -218,7 +301,8 @@ class FactorGraph:
 
 
 class _Node(NamedTuple):
-    """A factor in the graph. `above`: its dependencies in the graph by name and position; `outside`: its indicators."""
+    """A factor in the graph. `above`: its dependencies in the graph by name and position; `outside`: its indicators;
+    `numbers`: gives its outputs, None without any."""
 
     position: int
     name: str
@@ -226,6 +310,8 @@ class _Node(NamedTuple):
     state_type: type[object]
     above: Sequence[tuple[str, int]]
     outside: Sequence[str]
+    numbers: Callable[[object], tuple[float, ...]] | None
+    has_events: bool
 
 
 def _nodes(factors: Sequence[AnyFactor]) -> list[_Node]:
@@ -238,14 +324,37 @@ def _nodes(factors: Sequence[AnyFactor]) -> list[_Node]:
             factor.type_of_state(),
             [(name, positions[name]) for name in factor.depends_on if name in positions],
             [name for name in factor.depends_on if name not in positions],
+            partial(numbers_of, factor) if factor.outputs else None,
+            factor.has_events,
         )
         for position, factor in enumerate(factors)
     ]
 
 
+def _reading_flow(factors: Sequence[AnyFactor]) -> frozenset[str]:
+    """The names of the factors that depend on order flow. `factors`: each after its dependencies."""
+    names: set[str] = set()
+    for factor in factors:
+        if factor.reads_flow or names.intersection(factor.depends_on):
+            names.add(factor.name)
+    return frozenset(names)
+
+
+def _lines_of(factor: AnyFactor) -> list[dict[str, Json]]:
+    """The outputs of a factor, as the catalog has those of an indicator."""
+    single = len(factor.outputs) == 1
+    return [
+        {
+            "key": key,
+            "label": factor.label if single else f"{factor.label} {output}",
+            "default_visible": True,
+            "style": "line",
+        }
+        for key, output in zip(factor.output_keys, factor.outputs, strict=True)
+    ]
+
+
 _NOTHING: Upstream = {}
-_PROBE = Candle(0, 1.0, 1.0, 1.0, 1.0, 0.0)
-_UNPACKS_SIX = f"too many values to unpack (expected {OHLCV}"
 
 
 def _ordered(factors: Sequence[AnyFactor], outside: Collection[str]) -> list[AnyFactor]:

@@ -10,7 +10,6 @@ for every computation. In bulk that is one C call a chunk (`compute`), live a TA
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from klinesync.factor.columns import Columns, Floats, Price
 from klinesync.factor.indicator_grid import ChunkGrid
 from klinesync.factor.indicator_handle import Handle
 from klinesync.factor.indicator_talib import VERSION, Function, Number, Style
+from klinesync.factor.plugin import Pane
 
 # Least length of a chunk, in periods of the function. Wilder's averages decay slowest of the admitted functions: after
 # 24 periods the weight of an old candle is e**-24, 4e-11.
@@ -29,8 +29,6 @@ MIN_CHUNK = 256
 # Largest chunk, in candles. Opening a handle reads three chunks: at most 98,304 candles, 4.7 MB. Periods up to 1,365
 # fit.
 MAX_CHUNK = 32_768
-
-Pane = Literal["price", "own"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from math import isfinite
+from typing import NamedTuple
 
 from klinesync.core.errors import BadFlag
 from klinesync.factor.columns import Price
+from klinesync.factor.flow import FLOW_NAMES
 from klinesync.factor.indicator import CHUNK_PERIODS, MAX_CHUNK, Indicator, Output, chunk_for
 from klinesync.factor.indicator_admission import why_average_refused, why_refused
 from klinesync.factor.indicator_talib import LONGEST_PERIOD, Function, Number, Parameter, function_names, look_up
@@ -26,17 +28,42 @@ _OUTSIDE_PARENTHESES = re.compile(r",(?![^(]*\))")
 _OWN_SCALE = frozenset({"AVGDEV"})
 
 
+class Listed(NamedTuple):
+    """What the flag lists: TA-Lib's functions, and the names of built-in factors (`cvd`), each in the order given."""
+
+    indicators: tuple[Indicator, ...]
+    factors: tuple[str, ...] = ()
+
+
+def parse_listed(given: str | Sequence[str]) -> Listed:
+    """The indicators and factors of `SMA(20),MACD(12,26,9),CVD`, or of a list of such names.
+
+    A name is that of a built-in factor of order flow and volume, in any case, or an indicator of `parse_indicators`; a
+    factor goes before a function of the same name. Raises `BadFlag` that says which name is wrong, why, and what would
+    be right.
+    """
+    texts = _texts(given)
+    factors: list[str] = []
+    functions: list[str] = []
+    for text in texts:
+        factor = _factor(text)
+        if factor in factors:
+            raise BadFlag(FLAG, f"{text.strip()} is listed twice")
+        if factor is None:
+            functions.append(text)
+        else:
+            factors.append(factor)
+    return Listed(parse_indicators(functions), tuple(factors))
+
+
 def parse_indicators(given: str | Sequence[str]) -> tuple[Indicator, ...]:
     """The indicators of `SMA(20),MACD(12,26,9)`, or of a list of such names, in the order given.
 
     A name is a TA-Lib function in any case, with its parameters by position, as many as are wanted. Raises `BadFlag`
     that says which name is wrong, why, and what would be right.
     """
-    texts = [text for text in _OUTSIDE_PARENTHESES.split(given) if text.strip()] if isinstance(given, str) else given
-    if len(texts) > MAX_INDICATORS:
-        raise BadFlag(FLAG, f"{len(texts)} indicators are more than {MAX_INDICATORS}")
     indicators: list[Indicator] = []
-    for text in texts:
+    for text in _texts(given):
         indicator = _parse(text)
         for other in indicators:
             if other.name == indicator.name:
@@ -45,6 +72,24 @@ def parse_indicators(given: str | Sequence[str]) -> tuple[Indicator, ...]:
                 raise BadFlag(FLAG, f"{indicator.label} is the same as {other.label}; list one of them")
         indicators.append(indicator)
     return tuple(indicators)
+
+
+def _texts(given: str | Sequence[str]) -> Sequence[str]:
+    texts = [text for text in _OUTSIDE_PARENTHESES.split(given) if text.strip()] if isinstance(given, str) else given
+    if len(texts) > MAX_INDICATORS:
+        raise BadFlag(FLAG, f"{len(texts)} indicators are more than {MAX_INDICATORS}")
+    return texts
+
+
+def _factor(text: str) -> str | None:
+    """The name of the built-in factor that is written there; None for anything else."""
+    written = _WRITTEN.fullmatch(text) if len(text) <= MAX_TEXT else None
+    factor = None if written is None else FLOW_NAMES.get(written[1].upper())
+    if written is None or factor is None:
+        return None
+    if written[2] is not None and written[2].strip():
+        raise BadFlag(FLAG, f"{written[1].upper()} takes no parameters, and was given {written[2].strip()[:40]}")
+    return factor
 
 
 def _parse(text: str) -> Indicator:
@@ -95,7 +140,8 @@ def indicator_of(function: Function, given: Sequence[Number] = ()) -> Indicator:
 def _function(name: str, text: str) -> Function:
     function = look_up(name)
     if function is None:
-        near = [one for one in get_close_matches(name, function_names(), n=3) if why_refused(one) is None]
+        names = dict.fromkeys([*FLOW_NAMES, *function_names()])
+        near = [one for one in get_close_matches(name, names, n=3) if one in FLOW_NAMES or why_refused(one) is None]
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise BadFlag(FLAG, f"{text!r}: TA-Lib has no function {name}{hint}")
     reason = why_refused(name)

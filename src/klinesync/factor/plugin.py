@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -21,6 +21,8 @@ from klinesync.core.errors import KlinesyncError, Rejected
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 # A plain JSON object. Its `visible_time` is the open time of the candle at which it became knowable.
 Event: TypeAlias = "Mapping[str, Json]"
+# Where numbers are drawn: on the scale of prices, or in a pane of their own.
+Pane: TypeAlias = Literal["price", "own"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -61,6 +63,13 @@ class AnyFactor(ABC):
     depends_on: tuple[str, ...] = ()
     # Whether results depend on the candles' order flow, which may be filled in later.
     reads_flow: bool = False
+    # Whether `advance` returns events. Order flow that is filled in raises the epoch of a ledger only where events may
+    # depend on order flow.
+    has_events: bool = True
+    # Names of the numbers that `numbers` gives for each candle, such as `("upper", "lower")`.
+    outputs: Sequence[str] = ()
+    # Where the outputs are drawn.
+    pane: Pane = "own"
     # The name for people.
     label: str
     features: Sequence[Feature] = ()
@@ -78,12 +87,23 @@ class AnyFactor(ABC):
         """`head` for a state of any type. Raises `TypeError` when it is not this factor's."""
 
     @abstractmethod
+    def numbers_of(self, state: object) -> Sequence[float | None]:
+        """`numbers` for a state of any type. Raises `TypeError` when it is not this factor's."""
+
+    @abstractmethod
     def type_of_state(self) -> type[object]:
         """What states are decoded to."""
 
     @abstractmethod
     def history(self, events: Sequence[Event]) -> dict[str, list[Json]]:
         """A slice's `history`: the events of its window under the names that readers know them by."""
+
+    @property
+    def output_keys(self) -> tuple[str, ...]:
+        """The names of the outputs for readers: that of the factor for a single output, otherwise `factor.output`."""
+        if len(self.outputs) == 1:
+            return (self.name,)
+        return tuple(f"{self.name}.{output}" for output in self.outputs)
 
 
 class Factor(AnyFactor, Generic[S]):
@@ -112,8 +132,16 @@ class Factor(AnyFactor, Generic[S]):
         return {}
 
     def history(self, events: Sequence[Event]) -> dict[str, list[Json]]:
-        """A slice's `history`. The events, in order, unless a factor says otherwise."""
-        return {"events": list(events)}
+        """A slice's `history`. The events, in order, unless a factor says otherwise; nothing without events."""
+        return {"events": list(events)} if self.has_events else {}
+
+    def numbers(self, state: S) -> Sequence[float | None]:
+        """The values of `outputs` after the last candle in `state`, in their order; None where there is no value.
+
+        Numbers follow from the state alone, and are not stored: they are computed for each candle that is read. A value
+        that depends on order flow is None until the order flow is known.
+        """
+        return ()
 
     def first(self) -> object:
         return self.seed()
@@ -127,6 +155,11 @@ class Factor(AnyFactor, Generic[S]):
         if not isinstance(state, self.state_type):
             raise TypeError(_foreign(self.name, state, self.state_type))
         return self.head(state, candle)
+
+    def numbers_of(self, state: object) -> Sequence[float | None]:
+        if not isinstance(state, self.state_type):
+            raise TypeError(_foreign(self.name, state, self.state_type))
+        return self.numbers(state)
 
     def type_of_state(self) -> type[object]:
         return self.state_type
@@ -145,7 +178,8 @@ def _foreign(name: str, state: object, expected: type[object]) -> str:
 
 
 class FactorSettings(NamedTuple):
-    """The configuration that factors are made from. Windows are in candles, indicators as the flag has them."""
+    """The configuration that factors are made from. Windows are in candles; indicators are the names of those that the
+    flag lists, in lower case (`ema_21`, `cvd`)."""
 
     pivot_window_major: int = 50
     pivot_window_minor: int = 5

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class FeatureAnswer(BaseModel):
-    """A feature that can be shown or hidden; `style`: of an indicator's outputs."""
+    """A feature that can be shown or hidden; `style`: of an output of an indicator or a factor."""
 
     key: str
     label: str
@@ -17,7 +17,7 @@ class FeatureAnswer(BaseModel):
 
 
 class FactorAnswer(BaseModel):
-    """A factor or an indicator; `pane`, of an indicator: whether it shares the scale of prices."""
+    """A factor or an indicator; `pane`, of one with outputs: whether these share the scale of prices."""
 
     key: str
     label: str

@@ -9,6 +9,7 @@ from klinesync.core.errors import BadFlag, Rejected
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
 from klinesync.factor.plugin import FactorSettings
+from klinesync.factor.probe import refuse_broken
 from klinesync.factor.registry import load_factors
 from klinesync.history.event_keeper import EventKeeper
 from klinesync.history.event_log import EventLog
@@ -115,11 +116,13 @@ def derived_step(base: Timeframe, targets: Sequence[Timeframe]) -> DerivedStep:
 def ledger_step(settings: LedgerSettings) -> LedgerStep:
     """The registered factors and overlays. Raises `BadFactor`, `BadOverlay`, `BadFlag`."""
     names = tuple(indicator.name for indicator in settings.indicators)
-    factors = FactorGraph(
-        load_factors(FactorSettings(settings.pivot_window_major, settings.pivot_window_minor, names)), names
-    )
+    windows = settings.pivot_window_major, settings.pivot_window_minor
+    factors = FactorGraph(load_factors(FactorSettings(*windows, (*names, *settings.factors))), names)
+    for name in settings.factors:
+        if name not in factors.names:
+            raise BadFlag("indicators", f"the built-in factor {name} is not registered; install klinesync again")
     guard = Watchdog()
     with guard:
-        factors.refuse_unpacking()
+        refuse_broken(factors)
     overlays = OverlayGraph(load_overlays(), factors.names)
     return LedgerStep(factors, overlays, settings.indicators, max_candles=settings.advance_max_candles, guard=guard)

@@ -10,7 +10,7 @@ from klinesync.core.errors import BadFlag, Rejected
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.indicator import Indicator
-from klinesync.factor.indicator_names import parse_indicators
+from klinesync.factor.indicator_names import parse_listed
 from klinesync.ingest.followed import FollowSettings
 from klinesync.market.guard import Guard
 from klinesync.pipelines.submissions import QueueLimits
@@ -20,9 +20,16 @@ from klinesync.runtime.proxies import Proxies
 
 @dataclass(frozen=True, slots=True)
 class LedgerSettings:
-    """The factors and overlays, and the most candles that one transaction advances them."""
+    """The factors and overlays, and the most candles that one transaction advances them.
+
+    indicators: TA-Lib's functions that the flag lists.
+    factors: the names of the built-in factors that the flag lists.
+    pivot_window_major, pivot_window_minor: in candles.
+    advance_max_candles: longest advance inside a write transaction.
+    """
 
     indicators: tuple[Indicator, ...]
+    factors: tuple[str, ...]
     pivot_window_major: int
     pivot_window_minor: int
     advance_max_candles: int
@@ -128,8 +135,10 @@ class ServiceSettings:
 
 def ledger_settings(flags: RuntimeFlags) -> LedgerSettings:
     """Raises `BadFlag` for an unknown indicator."""
+    listed = parse_listed(flags.indicators)
     return LedgerSettings(
-        indicators=tuple(parse_indicators(flags.indicators)),
+        indicators=listed.indicators,
+        factors=listed.factors,
         pivot_window_major=flags.factor_pivot_window_major,
         pivot_window_minor=flags.factor_pivot_window_minor,
         advance_max_candles=flags.ledger_advance_max_candles,
@@ -219,7 +228,7 @@ def service_settings(flags: RuntimeFlags) -> ServiceSettings:
         guard=Guard.of(flags.host, flags.allowed_origins, flags.api_token),
         listed=whitelist(flags),
         follows=flags.enable_whitelist_ingest or flags.enable_ondemand_ingest,
-        indicators=tuple(parse_indicators(flags.indicators)),
+        indicators=parse_listed(flags.indicators).indicators,
         health=flags.enable_kline_health_v2,
         debug=flags.enable_debug_api,
         health_grace_s=flags.kline_health_grace_s,

@@ -1,7 +1,7 @@
 """Reading factors and overlays: slices, draw deltas, frames, all of one state of the store. Nothing is written.
 
-What is stored are events, drawings and states at checkpoints; heads, windows and indicators are computed here, from
-the newest checkpoint and the candles behind it, so that they need not be stored at all.
+What is stored are events, drawings and states at checkpoints; heads, windows, outputs of factors and indicators are
+computed here, from the newest checkpoint and the candles behind it, so that they need not be stored at all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from klinesync.factor.graph import FactorGraph, States
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.plugin import Event, FactorFault, ForeignStates, Json
 from klinesync.market_data.factor_health import FactorHealth, factor_health
+from klinesync.market_data.slices import SCHEMA_VERSION, lines_of, public, slices_of, snapshot_of
 from klinesync.overlay import delta
 from klinesync.overlay.delta import Cursor, DrawDelta
 from klinesync.overlay.instruction import Drawing, Point
@@ -30,8 +31,6 @@ from klinesync.storage.database import Database
 from klinesync.storage.records import Ledger
 
 log = Log(__name__)
-
-SCHEMA_VERSION = 1
 
 
 class LedgerOutOfSync(KlinesyncError):
@@ -324,33 +323,49 @@ class FactorReader:
         return slices
 
     def _points(self, store: CandleStore, series: SeriesId, candles: Sequence[Candle]) -> dict[str, list[Point]]:
-        """The values of indicators at consecutive stored candles."""
+        """The values of indicators and of factors' outputs at consecutive stored candles, up to the factor head."""
         times = [candle.time for candle in candles]
-        points: dict[str, list[Point]] = {}
+        points = delta.points_of(times, self._outputs_of_factors(store, series, candles))
         for outputs in outputs_at(store, series, self._indicators, candles).values():
             points |= delta.points_of(times, {key: array.tolist() for key, array in outputs.items()})
         return points
 
+    def _outputs_of_factors(
+        self, store: CandleStore, series: SeriesId, candles: Sequence[Candle]
+    ) -> dict[str, list[float]]:
+        """The outputs of factors at consecutive stored candles, NaN where there is no value; a factor with a fault is
+        left out. Raises `LedgerOutOfSync`."""
+        step = self._step
+        factors = step.factors.numeric
+        while candles and factors.output_keys:
+            needed = [indicator for indicator in self._indicators if indicator.name in factors.outside]
+            outside = values_at(store, series, needed, candles)
+            try:
+                states = step.states.at(store, series, candles[0].time - 1, factors)
+                return factors.fold_outputs(states, candles, outside)[1]
+            except FactorFault as fault:
+                log.error("factor.left_out", "read without it", series=series, plugin=fault.factor, error=fault)
+                factors = factors.without(fault.factor)
+            except ForeignStates:
+                raise LedgerOutOfSync("factor") from None
+        return {}
+
     def _no_slices(self, series: SeriesId) -> dict[str, Json]:
         """The answer for a series without candles."""
-        return _slices(series, None, {})
+        return slices_of(series, None, {})
 
     def _slices(self, series: SeriesId, window: _Window, points: Mapping[str, Sequence[Point]]) -> dict[str, Json]:
-        time = window.at.time
+        time, epoch = window.at.time, window.ledger.epoch
         snapshots: dict[str, Json] = {}
         histories = window.factors.histories(window.events, time)
-        for name in window.factors.names:
-            snapshots[name] = _snapshot(series, name, window, _public(histories[name]), _public(window.heads[name]))
+        for name, keys in window.factors.keys_by_factor.items():
+            history, head = lines_of({key: points[key] for key in keys if key in points}, time)
+            history, head = public(histories[name]) | history, public(window.heads[name]) | head
+            snapshots[name] = snapshot_of(series, name, epoch, time, history, head)
         for indicator in self._indicators:
-            lines = {output.key: points[output.key] for output in indicator.outputs}
-            history: dict[str, Json] = {
-                key: [{"time": point.time, "value": point.value} for point in line] for key, line in lines.items()
-            }
-            head: dict[str, Json] = {
-                key: line[-1].value if line and line[-1].time == time else None for key, line in lines.items()
-            }
-            snapshots[indicator.name] = _snapshot(series, indicator.name, window, history, head)
-        return _slices(series, time, snapshots)
+            history, head = lines_of({output.key: points[output.key] for output in indicator.outputs}, time)
+            snapshots[indicator.name] = snapshot_of(series, indicator.name, epoch, time, history, head)
+        return slices_of(series, time, snapshots)
 
     def _draw(
         self, store: CandleStore, series: SeriesId, window: _Window, cursor: Cursor, epoch: int | None
@@ -359,9 +374,8 @@ class FactorReader:
         version_id = store.ledger.newest_version(series, time + 1)
         known = delta.resumed(cursor, epoch, Cursor(version_id, time), now).point_time
         new = [candle for candle in candles if candle.time > known]
-        points: dict[str, list[Point]] = {
-            output.key: [] for indicator in self._indicators for output in indicator.outputs
-        }
+        points: dict[str, list[Point]] = {key: [] for key in window.factors.output_keys}
+        points |= {output.key: [] for indicator in self._indicators for output in indicator.outputs}
         return delta.compose(
             series,
             now,
@@ -396,45 +410,3 @@ def _heads(
         except FactorFault as fault:
             log.error("factor.left_out", "read without it", series=series, plugin=fault.factor, error=fault)
             factors = factors.without(fault.factor)
-
-
-def _slices(series: SeriesId, time: int | None, snapshots: dict[str, Json]) -> dict[str, Json]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "series_id": str(series),
-        "at_time": time,
-        "candle_id": None if time is None else series.candle_id(time),
-        "factors": list(snapshots),
-        "snapshots": snapshots,
-    }
-
-
-def _public(said: Mapping[str, Json]) -> dict[str, Json]:
-    """The same without keys that begin with `_`, also in events: these are for overlays alone."""
-    return {
-        key: [_event(item) if isinstance(item, dict) else item for item in value] if isinstance(value, list) else value
-        for key, value in said.items()
-        if not key.startswith("_")
-    }
-
-
-def _event(event: dict[str, Json]) -> dict[str, Json]:
-    return {key: value for key, value in event.items() if not key.startswith("_")}
-
-
-def _snapshot(
-    series: SeriesId, name: str, window: _Window, history: dict[str, Json], head: dict[str, Json]
-) -> dict[str, Json]:
-    time = window.at.time
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "history": history,
-        "head": head,
-        "meta": {
-            "series_id": str(series),
-            "epoch": window.ledger.epoch,
-            "at_time": time,
-            "candle_id": series.candle_id(time),
-            "factor_name": name,
-        },
-    }

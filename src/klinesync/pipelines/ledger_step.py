@@ -89,6 +89,7 @@ class LedgerStep:
     guard: a context that limits the time of plugins; none by default.
     reads_flow: whether factors that are not among these, but have computed ledgers of the store, read order flow; False
         by default.
+    redoes: the step whose states of order flow this one redoes, which computes nothing else; by default this one's own.
     """
 
     def __init__(
@@ -100,9 +101,12 @@ class LedgerStep:
         max_candles: int = 2000,
         guard: AbstractContextManager[object] | None = None,
         reads_flow: bool = False,
+        redoes: LedgerStep | None = None,
     ) -> None:
-        # A factor that is suspended meanwhile counts: the next start has it again.
-        self._reads_flow = reads_flow or factors.reads_flow
+        self._redoing = redoes or self
+        # Whether order flow that is filled in changes ledgers. A factor that is suspended meanwhile counts: the next
+        # start has it again.
+        self.redoes_flow = reads_flow or factors.reads_flow or self._redoing is not self
         self.states = FactorStates(factors, indicators)
         self.overlays = overlays
         self._max_candles = max_candles
@@ -207,8 +211,10 @@ class LedgerStep:
             if changed[applied.series] == 1 and self._advance_usual(store, applied, now_s):
                 continue
             candles = applied.candles
-            if applied.enriched and not self._reads_flow:
-                candles = tuple(candle for candle in candles if candle.time not in applied.enriched)
+            if applied.enriched:
+                filled = [candle for candle in candles if candle.time in applied.enriched]
+                if not self.redoes_flow or self._redoing.redo_flow(store, applied.series, filled):
+                    candles = tuple(candle for candle in candles if candle.time not in applied.enriched)
             if candles:
                 fresh.setdefault(applied.series, {}).update((candle.time, candle) for candle in candles)
         for series, by_time in fresh.items():
@@ -253,6 +259,37 @@ class LedgerStep:
         else:
             self._record(store, series, ledger, entry, events, time, now_s)
         return True
+
+    def redo_flow(self, store: CandleStore, series: SeriesId, filled: Sequence[Candle]) -> bool:
+        """Redo the states that depend on order flow, after the order flow of candles was filled in. The heads, the
+        epoch, events and drawings stay. Returns whether that is all that there is to do; otherwise the ledger has to be
+        rewound.
+
+        store: the store, within its transaction.
+        series: whose candles.
+        filled: the candles that were filled in, ascending; not empty.
+        """
+        ledger, first = store.ledger.get(series), filled[0].time
+        if ledger is None or not self.computed(ledger) or self.suspended or self.factors.flow_has_events:
+            return False
+        if ledger.factor_head is None or ledger.factor_head < first:
+            return False
+        if any(None in candle for candle in filled) and store.derivation(series).base is not None:
+            return False  # a derived candle that lost a value, because one of its parts has none
+        try:
+            with self._guard:
+                redone = self.states.redo_flow(store, series, ledger, first, min(filled[-1].time, ledger.factor_head))
+        except (FactorFault, ForeignStates, TookTooLong) as error:
+            log.warning("ledger.flow_not_redone", "it is computed again", series=series, error=error)
+            return False
+        if redone:
+            # Readers of records get the new numbers. The others keep what they were told: that there is no value yet.
+            entry = self.states.get(series)
+            record_id = _next_record(ledger)
+            if entry is not None and entry.record_id == ledger.record_id:
+                entry.record_id = record_id
+            store.ledger.put(series, ledger._replace(record_id=record_id))
+        return redone
 
     def catch_up(self, store: CandleStore, series: SeriesId, now_s: float) -> Progress:
         """Advance a ledger that lags by one piece: a rewind, or at most `max_candles`."""
@@ -581,7 +618,10 @@ def _after(head: int | None) -> int:
     return -1 if head is None else head
 
 
-def no_ledger(*, reads_flow: bool = False) -> LedgerStep:
-    """A step without factors and overlays: it computes nothing, and rewinds ledgers of changed candles. Where only
-    order flow was filled in, it does so with `reads_flow`."""
-    return LedgerStep(FactorGraph(()), OverlayGraph((), ()), reads_flow=reads_flow)
+def no_ledger(*, reads_flow: bool = False, redoes: LedgerStep | None = None) -> LedgerStep:
+    """A step without factors and overlays: it computes nothing, and rewinds ledgers of changed candles.
+
+    reads_flow: whether it does so too where only order flow was filled in; False by default.
+    redoes: the step whose states it redoes in place of that, where they can be; None by default.
+    """
+    return LedgerStep(FactorGraph(()), OverlayGraph((), ()), reads_flow=reads_flow, redoes=redoes)

@@ -162,7 +162,8 @@ class RuntimeFlags(BaseModel):
     )
     retention_days: int = Field(0, ge=0, description="closed candles older than this are deleted; 0 = keep all")
     indicators: TextList = Field(
-        ("SMA(20)", "EMA(21)", "BBANDS(20)", "MACD(12,26,9)", "RSI(14)", "ATR(14)"), description="indicator factors"
+        ("SMA(20)", "EMA(21)", "BBANDS(20)", "MACD(12,26,9)", "RSI(14)", "ATR(14)"),
+        description="indicator factors: functions of TA-Lib, CVD, VWAP, TAKER_RATIO",
     )
     factor_pivot_window_major: int = Field(50, ge=1, le=1000, description="window of major pivots, in candles")
     factor_pivot_window_minor: int = Field(5, ge=1, le=1000, description="window of minor pivots, in candles")

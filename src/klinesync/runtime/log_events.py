@@ -44,6 +44,7 @@ LogEvent = Literal[
     "history.unproven",
     "ledger.catch_up_failed",
     "ledger.failed",
+    "ledger.flow_not_redone",
     "ledger.lags",
     "ledger.look_failed",
     "ledger.rebuilt",

@@ -1,9 +1,9 @@
 """FactorColumns: factors and indicators as columns beside candles, for strategies and machine learning.
 
 The row of a candle has what was known at its close and nothing later: the answer of `GET /api/factor/slices` with that
-`at_time`. An indicator has a column for each output. A major pivot is in the row of the candle at which the pivot
-became visible, not in the row of the pivot itself. The pen is the extending pen, the zhongshu the living zone, and the
-anchor the current anchor, as of the candle.
+`at_time`. Indicators, and factors with outputs, have a column for each output. A major pivot is in the row of the
+candle at which the pivot became visible, not in the row of the pivot itself. The pen is the extending pen, the zhongshu
+the living zone, and the anchor the current anchor, as of the candle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from klinesync.factor.graph import Said, States
 from klinesync.factor.indicator import Indicator
 from klinesync.factor.pen import PenState
 from klinesync.factor.pivot import PivotState
-from klinesync.factor.plugin import FactorFault, ForeignStates
+from klinesync.factor.plugin import BadFactor, FactorFault, ForeignStates
 from klinesync.factor.zhongshu import ZhongshuState
 from klinesync.pipelines.factor_states import outputs_at, values_at
 from klinesync.pipelines.ledger_step import LedgerStep
@@ -65,11 +65,13 @@ class FactorsLag(KlinesyncError):
 
 
 class FactorColumns:
-    """The columns of a series, page by page. Factors of plugins have no columns.
+    """The columns of a series, page by page. Of the factors of plugins, outputs have columns, events have none.
 
     step: has the factors, and their stored states.
     indicators: that get columns.
     series: whose candles.
+
+    Raises `BadFactor` for an output with the name of another column.
     """
 
     def __init__(self, step: LedgerStep, indicators: Sequence[Indicator], series: SeriesId) -> None:
@@ -79,15 +81,20 @@ class FactorColumns:
         self._series = series
         seed = step.factors.seed()
         self._structure = [columns for name, state, columns in _STRUCTURE if isinstance(seed.get(name), state)]
-        # The states after the candle of `_at`, from a ledger with the epoch `_epoch`.
+        taken = {name for columns in self._structure for name in columns}
+        for name, keys in step.factors.keys_by_factor.items():
+            if taken.intersection(keys):
+                raise BadFactor(name, "its output would be mistaken for another column of an export; rename it")
+        # The states after the candle of `_at`, from the record `_record_id` of the ledger.
         self._states: States = seed
         self._at: int | None = None
-        self._epoch = -1
+        self._record_id = -1
 
     @property
     def kinds(self) -> dict[str, Kind]:
         """Names and types of the columns."""
         kinds: dict[str, Kind] = {output.key: "number" for item in self._indicators for output in item.outputs}
+        kinds |= dict.fromkeys(self._step.factors.output_keys, "number")
         for columns in self._structure:
             kinds |= columns
         return kinds
@@ -100,24 +107,24 @@ class FactorColumns:
         values: dict[str, Values] = {}
         for outputs in outputs_at(store, self._series, self._indicators, candles).values():
             values.update(outputs)
-        return values | self._structure_values(store, candles)
+        return values | self._factor_values(store, candles)
 
-    def _structure_values(self, store: CandleStore, candles: Sequence[Candle]) -> dict[str, Values]:
-        if not self._structure:
+    def _factor_values(self, store: CandleStore, candles: Sequence[Candle]) -> dict[str, Values]:
+        graph = self._step.factors
+        if not (self._structure or graph.output_keys):
             return {}
         outside = values_at(store, self._series, self._needed, candles)
-        graph = self._step.factors
         rows: list[tuple[float | int | str | None, ...]] = []
         try:
             states = self._states_before(store, candles)
             for at, candle in enumerate(candles):
                 beside = None if outside is None else outside[at : at + 1]
                 states, said = graph.advance_many(states, (candle,), beside)
-                rows.append(self._row(states, said, candle.time))
+                rows.append((*self._row(states, said, candle.time), *graph.numbers(states, candle.time).values()))
         except (FactorFault, ForeignStates) as error:
             raise FactorsLag(f"{self._series}: its factors cannot be computed: {error}") from error
         self._states, self._at = states, candles[-1].time
-        names = [name for columns in self._structure for name in columns]
+        names = [*(name for columns in self._structure for name in columns), *graph.output_keys]
         return dict(zip(names, zip(*rows, strict=True), strict=True))
 
     def _states_before(self, store: CandleStore, candles: Sequence[Candle]) -> States:
@@ -131,9 +138,10 @@ class FactorColumns:
             raise FactorsLag(f"{series}: its factors lag behind its candles; the service brings them up to date")
         before = store.newest(series, 1, before=candles[0].time)
         at = before[0].time if before else None
-        if self._epoch != ledger.epoch or self._at != at or at is None:
+        # Not the epoch: it stays when order flow is filled in, which changes states.
+        if self._record_id != ledger.record_id or self._at != at or at is None:
             self._states = self._step.states.at(store, series, at)
-            self._epoch = ledger.epoch
+            self._record_id = ledger.record_id
         return self._states
 
     def _row(self, states: States, said: Sequence[Said], time: int) -> tuple[float | int | str | None, ...]:
