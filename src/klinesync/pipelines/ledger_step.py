@@ -205,7 +205,7 @@ class LedgerStep:
 
         A plugin's fault is counted and logged, and the ledger of its series lags. Raises store errors only.
         """
-        fresh: dict[SeriesId, dict[int, Candle]] = {}
+        fresh: dict[SeriesId, list[Sequence[Candle]]] = {}
         changed = Counter(applied.series for applied in changes)
         for applied in changes:
             if changed[applied.series] == 1 and self._advance_usual(store, applied, now_s):
@@ -216,10 +216,10 @@ class LedgerStep:
                 if not self.redoes_flow or self._redoing.redo_flow(store, applied.series, filled):
                     candles = tuple(candle for candle in candles if candle.time not in applied.enriched)
             if candles:
-                fresh.setdefault(applied.series, {}).update((candle.time, candle) for candle in candles)
-        for series, by_time in fresh.items():
+                fresh.setdefault(applied.series, []).append(candles)
+        for series, parts in fresh.items():
             # Not `revised`: it leaves out roundings, and factors depend on every bit.
-            ascending = [by_time[time] for time in sorted(by_time)]
+            ascending = parts[0] if len(parts) == 1 else _newest_of_each(parts)
             changed_from = ascending[0].time
             if not self.idle:
                 self._follow(store, series, ascending, now_s)
@@ -406,7 +406,7 @@ class LedgerStep:
         store.ledger.put(series, ledger)
         return ledger
 
-    def _follow(self, store: CandleStore, series: SeriesId, candles: list[Candle], now_s: float) -> None:
+    def _follow(self, store: CandleStore, series: SeriesId, candles: Sequence[Candle], now_s: float) -> None:
         """Advance, or rewind and advance, a ledger over `candles`: all changed ones of the series, ascending."""
         ledger = store.ledger.get(series)
         if ledger is None:
@@ -419,7 +419,7 @@ class LedgerStep:
             return
         entry = self.states.get(series)
         if entry is None or entry.record_id != ledger.record_id or not entry.at_head or series in self._behind:
-            todo = store.oldest(series, self._max_candles + 1, since=_after(ledger.factor_head))
+            todo: Sequence[Candle] = store.oldest(series, self._max_candles + 1, since=_after(ledger.factor_head))
         else:
             todo = candles
             entry.at_head = False  # until `candles` are in the entry
@@ -607,6 +607,12 @@ def _next_record(ledger: Ledger) -> int:
     """The number of the next record: greater than that of this record, and than the number of every published drawing,
     so that a reader who follows both by one number misses nothing."""
     return max(ledger.record_id, ledger.version_id) + 1
+
+
+def _newest_of_each(parts: Sequence[Sequence[Candle]]) -> list[Candle]:
+    """The candles of several changes of a series, ascending; of one time that of the last change."""
+    by_time = {candle.time: candle for part in parts for candle in part}
+    return [by_time[time] for time in sorted(by_time)]
 
 
 def _reaches(ledger: Ledger, time: int) -> bool:

@@ -251,14 +251,14 @@ def _times(packed: bytes, header: _Header) -> tuple[Sequence[int], int]:
 def _packed_column(number: int, values: Sequence[float | int | None]) -> list[bytes]:
     mask = b""
     kind = _WHOLE
-    if None in values:
-        present = [value is not None for value in values]
-        if not any(present):
+    numbers = np.array(values, np.float64)  # None becomes NaN; no value of a candle is NaN
+    if number >= OHLCV - 1 and (missing := np.isnan(numbers)).any():
+        if missing.all():
             return [_COLUMN.pack(0, _ABSENT)]
-        mask, kind = np.packbits(present).tobytes(), _MASKED
-        values = [value for value in values if value is not None]
-    numbers = np.array(values, np.int64 if number == _TRADES else np.float64)
-    packed = standalone.simple_compress(numbers, _CONFIGS[number])
+        mask, kind = np.packbits(~missing).tobytes(), _MASKED
+        numbers = numbers[~missing]
+    whole = numbers.astype(np.int64) if number == _TRADES else numbers
+    packed = standalone.simple_compress(whole, _CONFIGS[number])
     return [_COLUMN.pack(len(mask) + len(packed), kind), mask, packed]
 
 
