@@ -121,6 +121,94 @@ def test_a_catch_up_does_not_make_a_client_slow() -> None:
     assert most <= hub_module.USUAL_CLIENTS.max_messages // 2
 
 
+class Writes:
+    """A wire that keeps each write by itself."""
+
+    def __init__(self) -> None:
+        self.writes: list[list[bytes]] = []
+
+    def write(self, frames: Sequence[bytes]) -> None:
+        self.writes.append(list(frames))
+
+    def ending(self) -> None:
+        pass
+
+    def close(self, code: int) -> None:
+        self.writes.append([f"closed {code}".encode()])
+
+
+async def test_the_messages_of_one_step_of_the_loop_are_one_write_after_the_first() -> None:
+    hub, wire = CandleHub(), Writes()
+    client = Client(wire)
+    hub.connected(client)
+    for number in range(5):
+        client.outbox.put([b"%d" % number])
+    assert wire.writes == [[b"0"]], "the first one does not wait"
+    await asyncio.sleep(0)
+    assert wire.writes == [[b"0"], [b"1", b"2", b"3", b"4"]]
+    await asyncio.sleep(0)
+    client.outbox.put([b"5"])
+    assert wire.writes[-1] == [b"5"]
+
+
+async def test_of_a_series_only_the_newest_forming_candle_of_a_step_is_written_and_none_that_has_closed() -> None:
+    hub, wire = CandleHub(), Writes()
+    client = Client(wire)
+    hub.connected(client)
+    client.outbox.put([b"closed 60"])
+    client.outbox.put_forming(BTC, 120, [b"forming"])
+    client.outbox.put_forming(BTC, 120, [b"newer forming"])
+    client.outbox.put([b"message"])
+    await asyncio.sleep(0)
+    assert wire.writes[1:] == [[b"message"], [b"newer forming"]]
+    await asyncio.sleep(0)
+    wire.writes.clear()
+    client.outbox.put([b"first"])
+    client.outbox.put_forming(BTC, 180, [b"forming"])
+    client.outbox.drop_forming(BTC, 180)
+    client.outbox.put([b"closed 180"])
+    await asyncio.sleep(0)
+    assert wire.writes == [[b"first"], [b"closed 180"]]
+
+
+async def test_joined_messages_of_a_client_that_reads_never_make_it_slow() -> None:
+    """A minute's end is one step: its messages may be more than a backlog may be."""
+    hub, wire = CandleHub(), Writes()
+    client = Client(wire)
+    hub.connected(client)
+    frame = b"x" * 300
+    for _ in range(2 * hub_module.USUAL_CLIENTS.max_messages):
+        client.outbox.put([frame])
+    await asyncio.sleep(0)
+    assert client.outbox.ended is None
+    assert sum(map(len, wire.writes)) == 2 * hub_module.USUAL_CLIENTS.max_messages
+    assert max(sum(map(len, frames)) for frames in wire.writes) <= hub_module.WRITE_BYTES + len(frame)
+
+
+async def test_joined_messages_come_before_the_close() -> None:
+    hub, wire = CandleHub(), Writes()
+    client = Client(wire)
+    hub.connected(client)
+    client.outbox.put([b"first"])
+    client.outbox.put([b"second"])
+    client.outbox.end(1001)
+    await asyncio.sleep(0)
+    assert wire.writes == [[b"first"], [b"second"], [b"closed 1001"]]
+
+
+async def test_joined_messages_wait_while_the_wire_is_paused() -> None:
+    hub, wire = CandleHub(), Writes()
+    client = Client(wire)
+    hub.connected(client)
+    client.outbox.put([b"first"])
+    client.outbox.put([b"second"])
+    client.outbox.pause()
+    await asyncio.sleep(0)
+    assert wire.writes == [[b"first"]]
+    client.outbox.resume()
+    assert wire.writes == [[b"first"], [b"second"]]
+
+
 class LateReader:
     """The store is ahead of the publications: two of its candles are published during the catch-up, two later."""
 
@@ -144,6 +232,7 @@ async def test_caught_up_names_the_newest_candle_that_was_sent_where_the_store_i
     coordinator.connected(client)
     await coordinator.handle(client, json.dumps({"type": "subscribe", "series_id": str(BTC), "ack": True}))
     publish(hub, range(3, 5))
+    await asyncio.sleep(0)
     received = [
         (
             message["type"],

@@ -55,9 +55,10 @@ class Publisher:
     def publish(self, applied: Applied) -> None:
         """Tell every subscriber of a commit. Never raises, and awaits nobody."""
         assert self._subscribers is not None, "subscribers are bound before the first commit"
-        series = applied.series
-        name = str(series)
         for subscriber in self._subscribers:
-            recover = None if subscriber.recover is None else partial(subscriber.recover, series)
-            with self._bulkheads.contained(Part.PUBLISH, f"{subscriber.name}: {name}", recover):
+            try:
                 subscriber.take(applied)
+            except Exception as error:  # noqa: BLE001  # a bulkhead, without the cost of `contained` for each commit
+                series = applied.series
+                recover = None if subscriber.recover is None else partial(subscriber.recover, series)
+                self._bulkheads.met(Part.PUBLISH, f"{subscriber.name}: {series}", error, recover)

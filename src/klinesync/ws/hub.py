@@ -77,13 +77,17 @@ class Wire(Protocol):
 class Outbox:
     """The backlog of one client: frames in order, none dropped, and the latest forming candle of each series.
 
-    While the wire accepts frames there is no backlog, and frames go straight to the wire. `ended`: the close code of an
-    ended outbox, which accepts no more frames; otherwise None.
+    While the wire accepts frames, a frame goes straight to the wire. Those that follow within the same step of the
+    event loop are joined, and written together at the end of the step: a write is a system call, during which other
+    threads take the interpreter.
+
+    ended: the close code of an ended outbox, which accepts no more frames; otherwise None.
+    later: arranges a call of `end_joining` at the end of the step; None: nothing is joined.
     """
 
     __slots__ = (
-        "_bytes", "_forming", "_limits", "_messages", "_paused", "_room", "_warned", "_wire", "_write", "_writes",
-        "ended",
+        "_bytes", "_forming", "_joining", "_limits", "_messages", "_paused", "_room", "_warned", "_wire", "_write",
+        "_writes", "ended", "later",
     )  # fmt: skip
 
     def __init__(self, wire: Wire, limits: ClientLimits = USUAL_CLIENTS) -> None:
@@ -94,6 +98,8 @@ class Outbox:
         self._bytes = 0
         self._forming: dict[SeriesId, tuple[int, bytes]] = {}
         self._paused = False
+        self._joining = False
+        self.later: Callable[[Outbox], None] | None = None
         self._warned = False
         self._writes = 0  # number of writes of backlog to the wire
         self._room: asyncio.Future[None] | None = None
@@ -109,15 +115,29 @@ class Outbox:
         the backlog."""
         if self.ended is not None:
             return
-        if not self._paused and len(messages) == 1:
+        if not (self._paused or self._joining) and len(messages) == 1:
             self._write(messages)
+            self._join()
             return
         self._messages += messages
         self._bytes += sum(map(len, messages))
         if len(self._messages) > self._limits.max_messages or self._bytes > self._limits.max_bytes:
             self._clear()
             self.end(CLOSE_TRY_AGAIN_LATER)
-        else:
+        elif not self._joining or self._bytes >= WRITE_BYTES:
+            self._flush()
+            self._join()
+
+    def _join(self) -> None:
+        """From now on, messages of this step of the event loop wait for its end."""
+        if self.later is not None and not self._joining:
+            self._joining = True
+            self.later(self)
+
+    def end_joining(self) -> None:
+        """The step of the event loop is over: write what was joined."""
+        self._joining = False
+        if self._messages or self._forming:
             self._flush()
 
     def warning_due(self) -> bool:
@@ -163,10 +183,11 @@ class Outbox:
         """Send a forming candle, one message. In the backlog a later forming candle of the series replaces it."""
         if self.ended is not None:
             return
-        if self._paused:
+        if self._paused or self._joining:
             self._forming[series] = (candle_time, messages[0])
         else:
             self._write(messages)
+            self._join()
 
     def drop_forming(self, series: SeriesId, until: int | None) -> None:
         """Drop the waiting forming candle of a series at or before `until` (None: any): a newer closed candle
@@ -278,6 +299,7 @@ class CandleHub:
         self._clients: dict[Client, None] = {}  # in order of connecting
         self._empty = asyncio.Event()
         self._ending = False
+        self._joining: list[Outbox] = []  # in this step of the event loop
 
     @property
     def clients(self) -> int:
@@ -305,6 +327,7 @@ class CandleHub:
     def connected(self, client: Client) -> None:
         """A client has connected."""
         self._clients[client] = None
+        client.outbox.later = self._join
         self._empty.clear()
         if self._ending:
             client.outbox.end(CLOSE_GOING_AWAY)
@@ -420,6 +443,20 @@ class CandleHub:
                 "max_bytes": self.limits.max_bytes,
             }
             outbox.put_first(protocol.system(series, "slow", sentence, facts))
+
+    def _join(self, outbox: Outbox) -> None:
+        if not self._joining:
+            asyncio.get_running_loop().call_soon(self._end_joining)
+        self._joining.append(outbox)
+
+    def _end_joining(self) -> None:
+        outboxes, self._joining = self._joining, []
+        for outbox in outboxes:
+            try:
+                outbox.end_joining()
+            except Exception as error:  # noqa: BLE001  # as in `publish`
+                self._bulkheads.defect(Part.CLIENT, "publishing", error)
+                outbox.end(CLOSE_DEFECT)
 
     def _close_after_defect(self, client: Client, error: Exception) -> None:
         """A defect in the handling of one client: close its connection; the client resumes with `since`."""
