@@ -59,12 +59,19 @@ class Witness:
 
     def has(self, series: SeriesId, time: int) -> bool:
         """Whether the candle is stored; once stored, always stored."""
-        if (series, time) not in self._seen and self._store.newest(series, 1, before=time + 1, after=time - 1):
-            self._seen.add((series, time))
+        if (series, time) not in self._seen:
+            found = self._store.newest(series, 1, before=time + 1, after=time - 1, strict=False)
+            self._seen.update((series, candle.time) for candle in found)
         return (series, time) in self._seen
 
     def candles(self, series: SeriesId) -> list[Candle]:
-        return self._store.newest(series, MAX_TIME)
+        """The stored candles, as far as they can be read."""
+        return self._store.newest(series, MAX_TIME, strict=False)
+
+    def remember(self) -> None:
+        """See all candles that are stored now: some of them may not be there for long."""
+        for series in self.series():
+            self._seen.update((series, candle.time) for candle in self.candles(series))
 
     @property
     def store(self) -> CandleStore:

@@ -161,6 +161,7 @@ class SimulatedClient:
         connect: Callable[[SimulatedClient], Link | None],
         first_stored: Callable[[SeriesId], int | None],
         may_be_unknown: Callable[[SeriesId], bool],
+        may_repeat: Callable[[SeriesId], bool],
         violate: Violate,
         note: Callable[[str], None],
     ) -> None:
@@ -175,6 +176,7 @@ class SimulatedClient:
         self._connect = connect
         self._first_stored = first_stored
         self._may_be_unknown = may_be_unknown
+        self._may_repeat = may_repeat
         self._violate = violate
         self._note = note
         self._link: Link | None = None
@@ -402,7 +404,8 @@ class SimulatedClient:
         candle = self._candle(view, out)
         if view.last is None or candle.time > view.last:
             self._violate(f"{self.name}: {view.series}: a revision of {candle.time}, ahead of {view.last}")
-        if view.shown.get(candle.time) == candle:
+        # Nobody knows any more what was sent of candles that have rotted: they are sent again once they are healed.
+        if view.shown.get(candle.time) == candle and not self._may_repeat(view.series):
             self._violate(f"{self.name}: {view.series}: a revision of {candle.time} that changes nothing")
         view.shown[candle.time] = candle
 

@@ -97,6 +97,8 @@ class Faults:
     other_values: float = 0.0
     # Per minute: an unexpected exception in one task of the service.
     defect: float = 0.0
+    # Of a minute: packed candles of the store rot.
+    rot: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ def draw_scenario(seed: int) -> Scenario:
     clocks = Random(f"clocks {seed}")
     parts = Random(f"parts {seed}")
     timeframes = Random(f"timeframes {seed}")
+    rot = Random(f"rot {seed}")
     symbols = sorted(rng.sample(_SYMBOLS, rng.randint(1, 4)))
 
     def maybe(low: float, high: float, chance: float = 0.4) -> float:
@@ -221,6 +224,7 @@ def draw_scenario(seed: int) -> Scenario:
         early_close=untimely(0.02, 0.3),
         other_values=untimely(0.02, 0.3),
         defect=parts.choice((0.0, 0.0, 0.1, 0.5)),
+        rot=rot.choice((0.0, 0.0, 0.05, 0.3)),
     )
     catch_up_max_candles = rng.choice((10, 50, 2000))
     series = tuple(SeriesId.parse(f"binance:{market}:{symbol}:1m") for market, symbol in symbols)

@@ -4,7 +4,7 @@ restarts on the same store."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -14,6 +14,7 @@ import apsw
 from fastapi import WebSocket
 
 from klinesync.core.errors import StoreError
+from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.binance.entry import BinanceEntry
 from klinesync.exchanges.binance.requests import MarketRoutes
 from klinesync.exchanges.binance.streams import HEALTHY_S
@@ -107,6 +108,24 @@ class Store(InThreadSqliteDatabase):
             self.disk.before_read(self.path)
         return await super().read(look)
 
+    def rot(self, rng: Random) -> SeriesId | None:
+        """Flip a bit of packed candles. Returns whose they are; None where there are none."""
+        writer = self._file._writer
+        if writer is None or self._file.replaced is not None:
+            return None
+        chunks = writer.execute(
+            "SELECT chunk_id, candles, series_id FROM candle_chunk JOIN series ON series_no = chunk_id >> 32"
+        ).fetchall()
+        if not chunks:
+            return None
+        chunk, packed, name = rng.choice(chunks)
+        assert isinstance(packed, bytes)
+        bit = rng.randrange(len(packed) * 8)
+        raw = bytearray(packed)
+        raw[bit // 8] ^= 1 << bit % 8
+        writer.execute("UPDATE candle_chunk SET candles = ? WHERE chunk_id = ?", (bytes(raw), chunk))
+        return SeriesId.parse(str(name))
+
 
 class Service:
     """One process of the service. `ended` is done when the process has ended, with its result."""
@@ -180,6 +199,12 @@ class Service:
     def do(self, work: Coroutine[object, object, R], name: str) -> asyncio.Task[R]:
         """Handle an HTTP request."""
         return self._loop.start(self.process, work, name)
+
+    def scrub(self, stored: Iterable[SeriesId]) -> None:
+        """Have it read these series, to find out what has rotted."""
+        if self.runtime is not None:
+            for series in stored:
+                self.runtime._scrub.ask(series)
 
     def kill(self) -> None:
         """kill -9."""

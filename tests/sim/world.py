@@ -95,6 +95,9 @@ class World:
         self._rng = Random(f"world {scenario.seed}")
         self._lies = Random(f"lies {scenario.seed}")
         self._parts_rng = Random(f"parts of {scenario.seed}")
+        self._rot_rng = Random(f"rot of {scenario.seed}")
+        self._rotten = 0
+        self._rotten_series: set[SeriesId] = set()
         self._echo = echo
         self._folder = str(path.parent)
         self._hash = hashlib.blake2b(digest_size=12)
@@ -138,6 +141,7 @@ class World:
             "services": len(self._services),
             "requests": self.network.requests,
             "failed commits": self.disk.failed_commits,
+            "rotten chunks": self._rotten,
             "faults of plugins": self.trouble.faulted,
             "rewinds": self._ledgers.rewinds,
             "lines": self._lines,
@@ -184,6 +188,7 @@ class World:
             self.network.strike()
             self.exchange.strike_clocks()
             self.disk.strike()
+            self._rot()
             self._break_a_part()
             self._plan_end()
             if minute // MINUTE_S % 20 == 0:
@@ -219,6 +224,20 @@ class World:
             service.thrown += 1
             self.note(f"defect in {name}")
 
+    def _rot(self) -> None:
+        """Perhaps a bit of packed candles flips in the store."""
+        store = self._services[-1].store
+        if self._rot_rng.random() >= self.scenario.faults.rot or store is None or not self._has_store():
+            return
+        if not self._services[-1].process.alive or self._witness is None:
+            return
+        self._witness.remember()
+        series = store.rot(self._rot_rng)
+        if series is not None:
+            self._rotten += 1
+            self._rotten_series.add(series)
+            self.note(f"packed candles of {series} rot")
+
     def _check_defects(self, service: Service) -> None:
         if service.runtime is not None:
             counts = service.runtime.bulkheads.counts
@@ -242,6 +261,7 @@ class World:
             self._down.cancel()
             self._start_service()
         self._services[-1].process.light_fuse(1 << 60, lambda: None)
+        self._services[-1].scrub(self._witness.series() if self._witness is not None else ())
         for client in self.clients:
             client.settle()
 
@@ -440,6 +460,7 @@ class World:
             connect=self._connect,
             first_stored=lambda series: None if self._witness is None else self._witness.first(series),
             may_be_unknown=self.exchange.is_unlisted_at_times,
+            may_repeat=self._rotten_series.__contains__,
             violate=self.violate,
             note=self.note,
         )

@@ -4,8 +4,10 @@ candles and series are served and written as before."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from math import sin
@@ -24,7 +26,7 @@ from klinesync.market_data import store_healer, store_scrub
 from klinesync.storage import damage
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.chunks import first_time
-from klinesync.storage.damage import Damage, Kept
+from klinesync.storage.damage import Damage, Kept, StoreDamaged
 from klinesync.storage.memory import Memory
 from klinesync.storage.records import Origin
 from klinesync.storage.sqlite import SqliteDatabase
@@ -523,3 +525,107 @@ async def test_a_batch_of_several_series_is_stored_except_for_the_damaged_series
         )
         assert [type(result).__name__ for result in results] == ["Applied", "StoreDamaged", "Applied"]
         assert pipeline.bulk_candles == 0
+
+
+def flip_in_rows(store: Path) -> None:
+    """Flip a bit of the oldest candle of BTC that is a row of the closed store."""
+    raw = bytearray(store.read_bytes())
+    found = (raw.find(struct.pack(">d", candle(number).high)) for number in range(COUNT - 256, COUNT))
+    raw[next(at for at in found if at > 0) + 5] ^= 4
+    store.write_bytes(bytes(raw))
+
+
+async def test_a_flipped_bit_in_a_row_costs_its_series_while_others_commit(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip_in_rows(store)
+    async with service_on(store) as service:
+        for number in range(COUNT, COUNT + 3):
+            for series, more in ((BTC, 0.0), (ETH, 0.25)):
+                body = {"series_id": str(series), "candle": dict(zip(FIELDS, candle(number, more).ohlcv, strict=True))}
+                status, answer = await service.post("/api/market/ingest/candle_closed", body)
+                assert status == 200 or (series is BTC and answer["code"] == "ingest_failed:candles"), answer
+        found = await page(service, ETH)
+        assert len(found["candles"]) == COUNT + 3  # type: ignore[arg-type]
+        status, answer = await service.get("/api/market/candles", series_id=str(BTC), limit=5000)
+        assert (status, answer["code"]) == (503, "store_damaged")
+        await wait_for_health(service, "store_damaged")
+        _, healthy = await service.get("/api/market/health", series_id=str(ETH))
+        assert healthy["status_reason"] != "store_damaged"
+        async with service.http.get(service.url + "/metrics") as response:
+            assert response.status == 200
+    assert not any(record.exc_info for record in caplog.records)
+
+
+async def test_a_writing_transaction_that_has_met_a_bad_page_writes_nothing(store: Path) -> None:
+    flip_in_rows(store)
+    async with SqliteDatabase(store) as database:
+
+        def change(store: CandleStore) -> None:
+            store.write(ETH, [candle(COUNT, 0.25)], Origin("test", 1))
+            store.save()
+            with contextlib.suppress(StoreDamaged):
+                store.between(BTC, START, START + COUNT * 60)
+            store.write(ETH, [candle(COUNT + 1, 0.25)], Origin("test", 1))
+
+        with pytest.raises(StoreError):
+            await database.write(change)
+        assert await database.read(lambda store: store.head(ETH)) == START + (COUNT - 1) * 60
+        await database.write(lambda store: store.write(ETH, [candle(COUNT, 0.25)], Origin("test", 1)))
+        assert await database.read(lambda store: store.head(ETH)) == START + COUNT * 60
+
+
+async def test_a_look_that_meets_a_bad_page_sees_one_state(store: Path) -> None:
+    """The page ends SQLite's snapshot: what is committed then must not be seen by half."""
+    flip_in_rows(store)
+    looks = 0
+    async with SqliteDatabase(store) as database:
+        loop = asyncio.get_running_loop()
+
+        def look(store: CandleStore) -> tuple[int | None, int | None]:
+            nonlocal looks
+            looks += 1
+            before = store.head(ETH)
+            with contextlib.suppress(StoreDamaged):
+                store.newest(BTC, 300)
+            if looks == 1:
+                more = [candle(COUNT, 0.25)]
+                writing = database.write(lambda store: store.write(ETH, more, Origin("test", 1)))
+                asyncio.run_coroutine_threadsafe(writing, loop).result()
+            return before, store.head(ETH)
+
+        before, after = await database.read(look)
+        assert before == after == START + COUNT * 60
+        assert looks > 1
+
+
+async def test_a_damaged_ledger_is_computed_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
+    monkeypatch.setattr(store_healer, "HEAL_LOOK_S", 0.05)
+
+    async def computed(service: Service) -> dict[str, object]:
+        answer: dict[str, object] = {}
+        async with asyncio.timeout(60):
+            while answer.get("factor_head_time") != START + (COUNT - 1) * 60:
+                _, answer = await service.get("/api/factor/health", series_id=str(BTC))
+                await asyncio.sleep(POLL_S)
+        _, drawn = await service.get("/api/draw/delta", series_id=str(BTC), window_candles=2000)
+        return drawn
+
+    async with service_on(store) as service:
+        before = await computed(service)
+    connection = apsw.Connection(str(store))
+    connection.execute("UPDATE drawing SET instruction = substr(instruction, 2) WHERE version_id = 5")
+    connection.execute("UPDATE factor_event SET event = 'x' || event WHERE event_no = 0 AND visible_time > ?", (START,))
+    connection.close()
+    async with service_on(store) as service:
+        async with asyncio.timeout(60):
+            epoch: object = before["epoch"]
+            while epoch == before["epoch"] or (await service.get("/api/market/status"))[1]["status"] == "red":
+                _, answer = await service.get("/api/draw/delta", series_id=str(BTC), window_candles=2000)
+                epoch = answer.get("epoch", epoch)
+                await asyncio.sleep(POLL_S)
+        after = await computed(service)
+    patch = "instruction_catalog_patch"
+    assert after[patch] == before[patch]
+    assert main(["verify", f"--database-url=sqlite:///{store}", "--derived-timeframes=5m,1h"]) == 0
