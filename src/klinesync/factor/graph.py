@@ -269,7 +269,8 @@ class FactorGraph:
                 **({"pane": factor.pane} if factor.outputs else {}),
                 "sub_features": [*(feature._asdict() for feature in factor.features), *_lines_of(factor)],
             }
-            for factor in self._factors
+            # Those with outputs last, beside the indicators.
+            for factor in sorted(self._factors, key=lambda factor: bool(factor.outputs))
         ]
 
     @cached_property
