@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle, check_candle
 from klinesync.core.derived import (
-    LONG_RUN,
     FormingBuckets,
-    _fold_each,
     chain_to,
     complete,
     divides,
@@ -116,32 +114,6 @@ def test_a_roll_up_follows_the_definition_bit_for_bit(candles: list[Candle], tar
     assert bits(rolled) == bits(candle for candle in expected if candle is not None)
     for candle in rolled:
         assert check_candle(candle, target) is candle
-
-
-@given(
-    start=st.integers(-400, 0),
-    spacing=st.sampled_from((1, 1, 1, 2, 3, 5)),
-    count=st.integers(LONG_RUN, 6 * LONG_RUN),
-    missing=st.none() | st.integers(0, LONG_RUN),
-    flows=st.lists(FLOWS, min_size=1, max_size=2),
-    pattern=st.lists(VALUES, min_size=3, max_size=9),
-    target=st.sampled_from([frame(code) for code in ("2m", "3m", "5m", "6m", "10m", "15m", "1h")]) | DERIVED_OF_MINUTES,
-)
-def test_a_long_run_has_the_bits_of_a_fold_part_by_part(
-    start: int,
-    spacing: int,
-    count: int,
-    missing: int | None,
-    flows: list[tuple[float | None, int | None, float | None, float | None]],
-    pattern: list[tuple[float, float, float, float, float]],
-    target: Timeframe,
-) -> None:
-    run = [
-        Candle(TURN + 60 * (start + spacing * at), *pattern[at % len(pattern)], *flows[at * at % len(flows)])
-        for at in range(count)
-        if at != missing
-    ]
-    assert bits(fold(target, run)) == bits(_fold_each(target, run))
 
 
 @given(base_candles(), st.sets(DERIVED_OF_MINUTES), DERIVED_OF_MINUTES)

@@ -299,7 +299,7 @@ def subscribe_with(patch: pytest.MonkeyPatch, **wanted: bool) -> None:
 
 
 def roll_up_otherwise(patch: pytest.MonkeyPatch) -> None:
-    def off(target: Timeframe, parts: Sequence[Candle]) -> list[Candle]:
+    def off(target: Timeframe, parts: Iterable[Candle]) -> list[Candle]:
         return [candle._replace(volume=candle.volume * (1 + 2**-50)) for candle in fold(target, parts)]
 
     patch.setattr(derived_step, "fold", off)

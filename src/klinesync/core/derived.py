@@ -20,9 +20,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
-from operator import add, attrgetter
-from typing import TypeVar
+from functools import cache
+from operator import attrgetter
 
 from klinesync.core.candle import Candle, Forming
 from klinesync.core.errors import Rejected
@@ -32,11 +31,6 @@ from klinesync.core.timeframe import DAY_S, Timeframe
 
 # Most candles of an exchange that one native candle is folded from: 288m of 3m candles are 96. They are not stored.
 MAX_NATIVE_PARTS = 100
-
-# Fewest parts that are folded column by column.
-LONG_RUN = 64
-
-T = TypeVar("T")
 
 CHAIN = tuple(Timeframe.parse(code) for code in ("1m", "5m", "15m", "1h", "4h", "1d"))
 
@@ -103,59 +97,13 @@ def links_to(targets: tuple[Timeframe, ...], base: Timeframe) -> tuple[Timeframe
 # --- closed candles
 
 
-def fold(target: Timeframe, parts: Sequence[Candle]) -> list[Candle]:
+def fold(target: Timeframe, parts: Iterable[Candle]) -> list[Candle]:
     """One link: ascending candles of `target`'s parent timeframe, one pass, into ascending candles of `target`.
 
     Open of the first, highest high, lowest low, close of the last; volumes and trades added from left to right (by `+`:
     the built-in `sum` rounds otherwise from Python 3.12 on), None where a part has None. Buckets at both ends hold what
     `parts` hold of them.
     """
-    if len(parts) < LONG_RUN or not target.step_s:
-        return _fold_each(target, parts)
-    step_s = parts[1].time - parts[0].time
-    first, off_grid = divmod(target.ceil(parts[0].time) - parts[0].time, step_s)
-    size, odd = divmod(target.step_s, step_s)
-    if off_grid or odd or size < 2 or len(parts) - first < 2 * size:
-        return _fold_each(target, parts)
-    end = first + (len(parts) - first) // size * size
-    whole = _fold_run(target, parts[first:end], size)
-    if whole is None:
-        return _fold_each(target, parts)
-    return [*_fold_each(target, parts[:first]), *whole, *_fold_each(target, parts[end:])]
-
-
-def _fold_run(target: Timeframe, parts: Sequence[Candle], size: int) -> list[Candle] | None:
-    """`fold` for whole buckets of `size` evenly spaced parts each, column by column, in a third of the time; None for
-    other parts, and where only some parts have order flow. The same operations in the same order: the same bits."""
-    times, opens, highs, lows, closes, *sums = zip(*parts, strict=True)
-    if times != tuple(range(times[0], times[-1] + 1, times[1] - times[0])):
-        return None
-
-    def columns(column: Sequence[T]) -> list[Sequence[T]]:
-        return [column[at::size] for at in range(size)]
-
-    added: list[Sequence[float | None]] = []
-    for column in sums:
-        first, *others = columns(column)
-        if first[0] is None and column.count(None) == len(column):
-            added.append(first)
-            continue
-        try:
-            for other in others:
-                first = list(map(add, first, other))
-        except TypeError:  # a part has None
-            return None
-        added.append(first)
-    opened = range(times[0], times[-1] + 1, target.step_s)
-    rows = zip(
-        opened, opens[::size], map(max, *columns(highs)), map(min, *columns(lows)), closes[size - 1 :: size], *added,
-        strict=True,
-    )  # fmt: skip
-    return list(map(_as_candle, rows))
-
-
-def _fold_each(target: Timeframe, parts: Iterable[Candle]) -> list[Candle]:
-    """`fold`, part by part."""
     folded: list[Candle] = []
     floor, next_ = target.floor, target.next
     bucket, end = 0, -1  # times are not negative: the first part begins a bucket
@@ -265,7 +213,7 @@ class FormingBuckets:
             else:
                 parent, end = self._links[link.parent_at].timeframe, self._links[link.parent_at].open
             if link.open < end:
-                for folded in _fold_each(link.timeframe, read(parent, link.open, end)):
+                for folded in fold(link.timeframe, read(parent, link.open, end)):
                     link.parts = folded
 
     def close(self, candle: Candle) -> bool:
@@ -357,4 +305,3 @@ def _merge(time: int, folded: Candle, part: Candle) -> Candle:
 
 
 _end = attrgetter("end")
-_as_candle: Callable[[Iterable[object]], Candle] = partial(tuple.__new__, Candle)
