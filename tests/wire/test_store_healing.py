@@ -196,3 +196,51 @@ async def test_a_store_that_a_service_has_open_is_not_repaired(
     async with running_service(store):
         assert await asyncio.to_thread(main, ["verify", "--repair", f"--database-url=sqlite:///{store}"]) == 1
     assert "is in use by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["another program's", "a text", "an empty store", "nothing"])
+def test_what_is_no_store_is_not_repaired(tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "file"
+    if what == "another program's":
+        connection = apsw.Connection(str(path))
+        connection.execute("CREATE TABLE orders (id INTEGER)")
+        connection.close()
+    elif what == "a text":
+        path.write_text("notes of mine " * 1000)
+    elif what == "an empty store":
+        path.touch()
+    before = path.read_bytes() if path.exists() else None
+    assert main(["verify", "--repair", f"--database-url=sqlite:///{path}"]) == 1
+    assert (path.read_bytes() if path.exists() else None) == before
+    assert not list(tmp_path.glob("*damaged*"))
+    assert "Traceback" not in capsys.readouterr().err
+
+
+async def test_derived_candles_that_are_gone_without_a_trace_are_computed_again_without_any_source(
+    tmp_path: Path,
+) -> None:
+    store, alone = tmp_path / "store.sqlite", SeriesId.parse("nowhere:spot:BTC/USDT:1m")
+    five = alone.with_timeframe(FIVE.timeframe)
+    rows = [
+        {"candle_time": number * 60, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": float(number % 7)}
+        for number in range(2000)
+    ]
+    flags = {"derived_timeframes": "5m", "enable_ondemand_ingest": "off"}
+    async with running_service(store, **flags) as service:
+        body = {"series_id": str(alone), "candles": rows}
+        status, answer = await service.post("/api/market/ingest/candles_closed", body)
+        assert status == 200, answer
+        before, _ = await page(service, five)
+    assert len(before) == 400
+    page_checksums.load()
+    connection = apsw.Connection(str(store))
+    number = connection.execute("SELECT series_no FROM series WHERE series_id = ?", (str(five),)).get
+    assert isinstance(number, int)
+    connection.execute("DELETE FROM candle_chunk WHERE chunk_id >> 32 = ?", (number,))
+    assert connection.changes() > 0
+    connection.close()
+    async with running_service(store, **flags) as service, asyncio.timeout(TIMEOUT_S):
+        after: Page = {}
+        while after != before:
+            after, _ = await page(service, five)
+            await asyncio.sleep(POLL_S)

@@ -90,5 +90,5 @@ def bind_subscribers(parts: ServedParts, market_data: MarketDataOrchestrator) ->
         )
     )
     gaps = GapReading(writing.derived, history.derived_history, history.backfill)
-    history.scrub.bind((writing.events.damaged, status.changed, gaps.declared))
+    history.scrub.bind((writing.events.damaged, status.changed, gaps.declared, history.healer.holes))
     history.healer.bind((status.changed, gaps.declared))

@@ -37,6 +37,8 @@ HEAL_RETRY_S = 30.0
 SETTLE_LOOK_S = 2.0
 # Most parts of one look.
 HEALED_AT_ONCE = 100
+# Most derived series that wait to be computed again; the next start computes the others.
+MAX_TO_COMPUTE = 1000
 # The source of the candles that are declared lost, as metrics label it.
 SOURCE = "quarantine"
 # Why the candles of a series without any source are lost.
@@ -85,12 +87,19 @@ class StoreHealer:
         self._subscribers: tuple[GapsDeclared, ...] | None = None
         self._again_at_s: dict[_Part, float] = {}
         self._unreadable = False
+        self._to_compute: dict[SeriesId, None] = {}
         self.healed = Healed()
 
     def bind(self, subscribers: tuple[GapsDeclared, ...]) -> None:
         """Set the subscribers to new gaps, in the order of their calls; once."""
         assert self._subscribers is None, "the subscribers are bound once"
         self._subscribers = subscribers
+
+    def holes(self, series: SeriesId) -> None:
+        """See `GapsDeclared`: a derived series that has lost candles without a trace is computed again; returns at
+        once."""
+        if self._sources.base_of(series) != series and len(self._to_compute) < MAX_TO_COMPUTE:
+            self._to_compute[series] = None
 
     async def run(self) -> None:
         """Heal until cancelled. An earlier start may have left candles in quarantine."""
@@ -100,6 +109,10 @@ class StoreHealer:
             await asyncio.sleep(HEAL_LOOK_S)
             if self._database.damage:
                 await self.heal()
+            while self._to_compute:
+                series = next(iter(self._to_compute))
+                del self._to_compute[series]
+                await self._compute(series)
 
     async def heal(self) -> None:
         """Heal what is damaged now, as far as it is due."""
@@ -172,17 +185,25 @@ class StoreHealer:
 
     async def _fill(self, series: SeriesId) -> None:
         """Have the gaps of a series filled: computed from its base, fetched, or declared lost where no source is."""
-        base = self._sources.base_of(series)
-        try:
-            if base != series:
-                await self._pipeline.refresh_series(base)
-            if not self._sources.covers(base):
+        await self._compute(series)
+        if not self._sources.covers(self._sources.base_of(series)):
+            try:
                 await self._lose(series)
-        except StoreError as error:
-            log.warning("store.not_healed", "candles cannot be computed again", series=series, error=error)
+            except StoreError as error:
+                log.warning("store.not_healed", "lost candles cannot be declared", series=series, error=error)
         assert self._subscribers is not None, "subscribers are bound before the first look"
         for subscriber in self._subscribers:
             subscriber(series)
+
+    async def _compute(self, series: SeriesId) -> None:
+        """Compute what a derived series lacks from its base; nothing for another series."""
+        base = self._sources.base_of(series)
+        if base == series:
+            return
+        try:
+            await self._pipeline.refresh_series(base)
+        except StoreError as error:
+            log.warning("store.not_healed", "candles cannot be computed again", series=series, error=error)
 
     async def _lose(self, series: SeriesId) -> None:
         """Declare lost what no source can give. Raises `StoreError`."""

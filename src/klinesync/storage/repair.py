@@ -27,14 +27,16 @@ from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore, as_gap
 from klinesync.storage.damage import OddValue
 from klinesync.storage.disk import UNREADABLE, disk_trouble, sync
-from klinesync.storage.lock import StoreLock
+from klinesync.storage.lock import StoreLock, lock_path
 from klinesync.storage.memory import integer, ledger_of
 from klinesync.storage.quarantine import MAX_QUARANTINED, Taken
 from klinesync.storage.records import Derivation, DerivationOrigin, Ledger, Origin
 from klinesync.storage.salvage import Found, Salvage, mend_header
+from klinesync.storage.sqlite import refuse_foreign
 from klinesync.storage.sqlite_file import SqliteFile
 from klinesync.storage.sqlite_schema import check_owner, migrate
 from klinesync.storage.tables import Row, Values
+from klinesync.storage.wal_origin import refuse_foreign_log
 
 # Candles of one transaction of the new file.
 CANDLES_AT_ONCE = 20_000
@@ -89,12 +91,18 @@ def repair(path: Path, at: int, progress: Progress = lambda _: None) -> Repaired
     """
     if not is_file(path):
         raise StoreError(f"there is no store {path}; name another one with --database-url")
+    refuse_foreign(path)
+    refuse_foreign_log(path)
+    # Nobody but us makes either: what has neither, and no table of ours, is no store.
+    ours = page_checksums.is_checked(path) or lock_path(path).exists()
     lock = StoreLock(path, "verify --repair")
     try:
         lock.acquire()
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.repair-", dir=real_path(path).parent) as folder:
             progress(f"{path}: copied, to be read")
             result, new = _copied(path, Path(folder), at, progress)
+            if not result.series and not ours:
+                raise StoreError(f"{path} is no store: nothing was found in it, and nothing was changed")
             if result.errors or result.lost or not page_checksums.is_checked(path):
                 result.aside = _put_in_place(path, new)
         return result

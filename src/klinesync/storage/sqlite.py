@@ -119,7 +119,7 @@ class SqliteDatabase:
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, self._read, look)
 
     def _open(self) -> None:
-        _refuse_foreign(self.path)
+        refuse_foreign(self.path)
         refuse_irregular(self.path)
         try:
             try:
@@ -328,7 +328,7 @@ def _cannot_read(path: Path, error: apsw.Error | OSError | ValueError, damage: D
     return StoreError(f"the store {path} cannot be read: {disk_trouble(error, path)}")
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path) -> None:
     """Raises `ForeignFile` for another program's file, before a lock file is made beside it. What cannot be told now
     is told by whoever opens the file for writing."""
     try:

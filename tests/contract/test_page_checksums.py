@@ -1,0 +1,142 @@
+"""Checksums of pages: those of new stores, the pages that fail, and installations without them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from klinesync.core.candle import Candle
+from klinesync.core.errors import StoreError
+from klinesync.core.series_id import SeriesId
+from klinesync.market_data import store_scrub
+from klinesync.market_data.store_scrub import StoreScrub
+from klinesync.storage import page_checksums
+from klinesync.storage.candles import CandleStore
+from klinesync.storage.damage import Kept
+from klinesync.storage.records import Origin
+from klinesync.storage.repair import repair
+from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite_reader import SqliteReader
+
+BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
+COUNT = 2000
+PAGE_BYTES = 4096
+
+
+def put(store: CandleStore) -> None:
+    candles = [Candle(number * 60, 1.0 + number / 7, 9e9, 0.5, 1.0, number / 3) for number in range(COUNT)]
+    store.write(BTC, candles, Origin("test", 1))
+
+
+async def make(path: Path) -> None:
+    async with SqliteDatabase(path) as database:
+        await database.write(put)
+
+
+def bad_pages(path: Path) -> list[int]:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        size = page_checksums.checked_page_size(file)
+        assert size == PAGE_BYTES
+        bad, count = page_checksums.bad_pages(file, size, 1, 1 << 16)
+        assert count == path.stat().st_size // PAGE_BYTES
+        assert page_checksums.bad_pages(file, size, count + 1, 10) == ([], 0)
+        return bad
+    finally:
+        os.close(file)
+
+
+def flip(path: Path, page: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[(page - 1) * PAGE_BYTES + 1234] ^= 1
+    path.write_bytes(raw)
+
+
+async def test_a_flipped_bit_of_any_page_is_found_and_no_other_page(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    await make(path)
+    assert bad_pages(path) == []
+    pages = path.stat().st_size // PAGE_BYTES
+    wrong = [2, pages // 2, pages]
+    for page in wrong:
+        flip(path, page)
+    assert bad_pages(path) == wrong
+    with SqliteReader(path) as store:
+        assert f"pages that fail their checksum: {', '.join(map(str, wrong))}" in store.file_problems()
+
+
+async def test_an_installation_without_the_vfs_makes_stores_without_and_refuses_those_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(tmp_path / "with.sqlite")
+    monkeypatch.setattr(page_checksums, "_loaded", False)
+    await make(tmp_path / "without.sqlite")
+    assert not page_checksums.is_checked(tmp_path / "without.sqlite")
+    with pytest.raises(StoreError, match="lacks SQLite's checksum VFS"):
+        await SqliteDatabase(tmp_path / "with.sqlite").__aenter__()
+
+
+async def test_a_store_without_checksums_goes_on_without_and_a_repair_makes_one_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store.sqlite"
+    with monkeypatch.context() as patch:
+        patch.setattr(page_checksums, "_loaded", False)
+        await make(path)
+    async with SqliteDatabase(path) as database:
+        before = await database.read(lambda store: store.between(BTC, 0, COUNT * 60))
+        assert await database.check_pages(1, 10) == ([], 0)
+    assert len(before) == COUNT
+    assert not page_checksums.is_checked(path)
+    done = repair(path, 2_000_000_000)
+    assert (done.errors, done.lost, done.candles) == ([], {}, COUNT)
+    assert done.aside is not None
+    assert page_checksums.is_checked(path)
+    async with SqliteDatabase(path) as database:
+        assert await database.read(lambda store: store.between(BTC, 0, COUNT * 60)) == before
+
+
+async def test_the_scrub_tells_bad_pages_until_they_are_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SCRUB_PAUSE_S", "PAGE_REPEAT_S"):
+        monkeypatch.setattr(store_scrub, name, 0.0)
+    path = tmp_path / "store.sqlite"
+    await make(path)
+    last = path.stat().st_size // PAGE_BYTES
+    async with SqliteDatabase(path) as database:
+        scrub = StoreScrub(database)
+        scrub.bind(())
+        await scrub._scrub()
+        assert not database.damage
+        flip(path, last)
+        await scrub._scrub()
+        (damage,) = [part for part in database.damage.parts() if part.kept is Kept.PAGES]
+        assert str(last) in damage.what
+        assert damage.series is None
+        flip(path, last)
+        await scrub._recheck()
+        assert Kept.PAGES not in {part.kept for part in database.damage.parts()}
+        assert scrub.progress.readings == 2
+        assert scrub.progress.progress_pct is None
+        assert scrub.progress.finished_time is not None
+
+
+@pytest.mark.parametrize(("days", "readings"), [(0.0, 0), (1e-9, 3)])
+async def test_the_store_is_read_every_so_many_days(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: float, readings: int
+) -> None:
+    for name in ("SCRUB_BEGINS_S", "SCRUB_PAUSE_S", "RECHECK_S"):
+        monkeypatch.setattr(store_scrub, name, 0.0)
+    await make(tmp_path / "store.sqlite")
+    async with SqliteDatabase(tmp_path / "store.sqlite") as database:
+        scrub = StoreScrub(database, days)
+        scrub.bind(())
+        task = asyncio.create_task(scrub.run())
+        async with asyncio.timeout(60):
+            while scrub.progress.readings < readings:
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        assert (scrub.progress.readings > 0) == (readings > 0)
