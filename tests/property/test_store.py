@@ -108,6 +108,33 @@ def writes(draw: st.DrawFn) -> Step:
 
 
 @st.composite
+def appends(draw: st.DrawFn) -> Step:
+    """Single candles from the one behind the head on, or elsewhere."""
+    series, value = draw(st.sampled_from(SERIES)), draw(st.integers(0, 2))
+    offset, count = draw(st.sampled_from((1, 1, 1, 0, 2, -1))), draw(st.sampled_from((1, 1, 5, 20)))
+
+    def step(store: CandleStore, model: Model) -> None:
+        content = model.get(series)
+        head = max(content.candles, default=0) if content is not None else 0
+        for minute in range(head // 60 + offset, head // 60 + offset + count):
+            newest = max(content.candles, default=None) if content is not None else None
+            row = candle(max(minute, 0), value)
+            applied = store.append(series, row)
+            if applied is None:
+                continue
+            assert content is not None
+            assert newest is not None
+            assert row.time == newest + 60, "a candle behind the head"
+            assert (applied.candles, applied.revised) == ((row,), frozenset())
+            content.candles[row.time] = row
+            remembered = store.remembered(series, row.time - 120, row.time + 60)
+            if remembered is not None:
+                assert list(remembered) == [content.candles[row.time - back] for back in (120, 60, 0)]
+
+    return step
+
+
+@st.composite
 def trims(draw: st.DrawFn) -> Step:
     series, before = draw(st.sampled_from(SERIES)), draw(st.integers(0, MINUTES)) * 60
 
@@ -188,13 +215,14 @@ def _time(said: Said) -> int:
 def transactions(draw: st.DrawFn) -> tuple[list[tuple[list[Step], bool]], bool]:
     """Parts, each with or without a savepoint of its own, and whether the part, or the whole transaction, is rolled
     back."""
-    step = st.one_of(writes(), writes(), trims(), gap_changes(), ledger_steps(), ledger_steps())
+    step = st.one_of(writes(), writes(), appends(), trims(), gap_changes(), ledger_steps(), ledger_steps())
     part = st.tuples(st.lists(step, max_size=4), st.booleans())
     return draw(st.lists(part, min_size=1, max_size=3)), draw(st.sampled_from((False, False, True)))
 
 
 def compare(store: CandleStore, model: Model) -> None:
     assert set(store.series()) == set(model)
+    assert store.heads() == {series: max(content.candles) for series, content in model.items() if content.candles}
     for series in SERIES:
         content = model.get(series, Content())
         ascending = [content.candles[time] for time in sorted(content.candles)]
