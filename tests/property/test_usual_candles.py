@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.market.parts_writing import ledger_step
 from klinesync.market.settings import ledger_settings
-from klinesync.pipelines.derived_step import DerivedStep
+from klinesync.pipelines.derived_step import NATIVE, DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.pipelines.submissions import Empty
 from klinesync.runtime.flags import load_flags
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.sqlite import SqliteDatabase
@@ -69,6 +71,41 @@ def test_both_ways_store_and_publish_the_same(script: list[Step]) -> None:
     assert usual[0] == general[0]
     assert sorted(set(usual[1]) ^ set(general[1])) == []
     assert usual[1] == general[1]
+
+
+def test_a_native_candle_of_a_bucket_without_minutes_is_no_part_of_longer_candles(tmp_path: Path) -> None:
+    """The parts of the longer candle are all in memory, and one of them is the exchange's own."""
+    usual = asyncio.run(with_native(tmp_path / "usual.sqlite"))
+    with general_way():
+        general = asyncio.run(with_native(tmp_path / "general.sqlite"))
+    assert usual == general
+    assert [applied.candles[0].volume for applied in usual if applied.series.timeframe.code == "15m"] == [15.0, 10.0]
+
+
+async def with_native(path: Path) -> list[Applied]:
+    published: list[Applied] = []
+    series, start = SERIES[0], 1_704_067_200
+    shorter = series.with_timeframe(TARGETS[0])
+    async with SqliteDatabase(path) as database:
+        derived = DerivedStep(series.timeframe, TARGETS)
+        pipeline = IngestPipeline(
+            database, derived, ledger_step(ledger_settings(load_flags({}))), published.append, lambda: 0.0
+        )
+        running = asyncio.create_task(pipeline.run())
+
+        async def close(*minutes: int) -> None:
+            for minute in minutes:
+                written = pipeline.offer(series, (Candle(start + 60 * minute, 1.0, 1.0, 1.0, 1.0, 1.0),))
+                assert written is not None
+                await written
+
+        await close(*range(-15, 5), 10)
+        await pipeline.submit(series, (), "rest", Empty([Span(start + 300, start + 600)], "asked"))
+        await pipeline.submit(shorter, [Candle(start + 300, 1.0, 1.0, 1.0, 1.0, 7.0)], NATIVE)
+        await close(11, 12, 13, 14)
+        running.cancel()
+        await asyncio.wait([running])
+    return published
 
 
 @contextmanager
