@@ -11,11 +11,13 @@ import pytest
 from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.market_data import store_scrub
 from klinesync.market_data.store_scrub import StoreScrub
-from klinesync.storage import page_checksums
+from klinesync.storage import damage, page_checksums
+from klinesync.storage.backup import backup
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.damage import Kept
+from klinesync.storage.damage import Damage, DamageBoard, Kept
 from klinesync.storage.records import Origin
 from klinesync.storage.repair import repair
 from klinesync.storage.sqlite import SqliteDatabase
@@ -112,9 +114,9 @@ async def test_the_scrub_tells_bad_pages_until_they_are_sound(tmp_path: Path, mo
         assert not database.damage
         flip(path, last)
         await scrub._scrub()
-        (damage,) = [part for part in database.damage.parts() if part.kept is Kept.PAGES]
-        assert str(last) in damage.what
-        assert damage.series is None
+        (told,) = [part for part in database.damage.parts() if part.kept is Kept.PAGES]
+        assert str(last) in told.what
+        assert told.series is None
         flip(path, last)
         await scrub._recheck()
         assert Kept.PAGES not in {part.kept for part in database.damage.parts()}
@@ -140,3 +142,33 @@ async def test_the_store_is_read_every_so_many_days(
         task.cancel()
         await asyncio.wait([task])
         assert (scrub.progress.readings > 0) == (readings > 0)
+
+
+async def test_a_backup_of_a_damaged_store_names_the_store_and_leaves_nothing(tmp_path: Path) -> None:
+    path, target = tmp_path / "store.sqlite", tmp_path / "copy.sqlite"
+    await make(path)
+    flip(path, path.stat().st_size // PAGE_BYTES)
+    with SqliteReader(path) as store, pytest.raises(StoreError, match=r"store\.sqlite is damaged .*verify --repair"):
+        backup(store, target)
+    assert not target.exists()
+
+
+async def test_a_copy_of_a_store_with_checksums_has_them(tmp_path: Path) -> None:
+    path, target = tmp_path / "store.sqlite", tmp_path / "copy.sqlite"
+    await make(path)
+    with SqliteReader(path) as store:
+        backup(store, target)
+    assert bad_pages(target) == []
+
+
+def test_damage_that_found_no_room_is_looked_for_again_once_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(damage, "MAX_DAMAGED_PARTS", 4)
+    board = DamageBoard()
+    for number in range(4):
+        board.note(Damage(BTC, Span(number, number + 1), "cut"))
+    assert not board.take_overflow()
+    board.note(Damage(BTC, Span(9, 10), "cut"))
+    assert not board.take_overflow()
+    board.drop(BTC, Kept.CANDLES, Span(0, 2))
+    assert board.take_overflow()
+    assert not board.take_overflow()

@@ -11,7 +11,7 @@ import apsw
 
 from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.printable import is_text
-from klinesync.storage.disk import disk_trouble, sync
+from klinesync.storage.disk import bad_page, disk_trouble, sync
 from klinesync.storage.own_files import refuse_own_file
 from klinesync.storage.sqlite_reader import SqliteReader
 
@@ -49,7 +49,7 @@ def backup(store: SqliteReader, target: Path, progress: Callable[[int, int], Non
             part.unlink(missing_ok=True)
         sync(target.parent)
     except (apsw.Error, OSError) as error:
-        why = disk_trouble(error, target)
+        why = disk_trouble(error, target if bad_page(error) is None else store.path)
         raise StoreError(f"the store {store.path} cannot be copied to {target}: {why}") from error
 
 
@@ -66,7 +66,7 @@ def _copy(source: apsw.Connection, part: Path, progress: Callable[[int, int], No
                 steps.step(PAGES_A_STEP)
                 progress(steps.page_count - steps.remaining, steps.page_count)
     except apsw.IOError as error:
-        if copy.system_errno:  # tells a limit of a file's size from a failing disk
+        if copy.system_errno and bad_page(error) is None:  # tells a limit of a file's size from a failing disk
             raise OSError(copy.system_errno, os.strerror(copy.system_errno)) from error
         raise
     finally:

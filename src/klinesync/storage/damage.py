@@ -86,6 +86,7 @@ class DamageBoard:
         self._lock = threading.Lock()
         self._parts: dict[tuple[SeriesId | None, Kept, int], Damage] = {}
         self._full = False
+        self._overflowed = False
 
     def note(self, damage: Damage) -> None:
         """Add a damaged part, and log it the first time. What is in quarantine is logged by whoever takes it there."""
@@ -97,6 +98,7 @@ class DamageBoard:
             if not known and not full:
                 self._parts[key] = damage
             self._full = full
+            self._overflowed = self._overflowed or (full and not known)
         if say_full:
             log.error(
                 "store.damaged", "more than %d parts of the store are damaged; the rest is not listed", len(self._parts)
@@ -126,6 +128,15 @@ class DamageBoard:
             for part in over:
                 del self._parts[series, kept, part.start]
         return over
+
+    def take_overflow(self) -> bool:
+        """Whether damage was left out for want of room, and there is room again. Asked once for each overflow: all of
+        the store is then read again, to find the rest."""
+        with self._lock:
+            if not self._overflowed or len(self._parts) > MAX_DAMAGED_PARTS // 2:
+                return False
+            self._overflowed = False
+            return True
 
     def of(self, series: SeriesId) -> list[Damage]:
         """All damage of `series`, of any kind of data."""
