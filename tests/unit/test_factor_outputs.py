@@ -151,6 +151,34 @@ def test_results_that_do_not_follow_from_state_and_candle_are_refused_at_the_sta
         refuse_broken(FactorGraph([Numbers(name="good"), factor]))
 
 
+class Named(msgspec.Struct, frozen=True):
+    names: frozenset[str] = frozenset()
+    last: float = 0.0
+
+
+class Collecting(Factor[Named]):
+    """Equal states of it may be encoded to other bytes, and NaN does not equal itself."""
+
+    name = label = "collecting"
+    state_type = Named
+
+    def seed(self) -> Named:
+        return Named()
+
+    def advance(self, state: Named, candle: Candle, upstream: Upstream) -> tuple[Named, Sequence[Event]]:
+        names = {f"name {candle.time} {number}" for number in range(50)}
+        return Named(state.names | names, nan if candle.volume else 1.0), ()
+
+
+def test_states_are_the_same_by_value_or_by_their_bytes() -> None:
+    refuse_broken(FactorGraph([Collecting()]))
+    graph = FactorGraph([Collecting()])
+    states = {"collecting": Named(frozenset(map(str, range(1000))))}
+    assert graph.same_state("collecting", states, graph.restored(states))
+    assert graph.same_state("collecting", {"collecting": Named(last=nan)}, {"collecting": Named(last=float("nan"))})
+    assert not graph.same_state("collecting", states, graph.seed())
+
+
 class Opaque(Numbers):
     def advance(self, state: Any, candle: Candle, upstream: Upstream) -> Any:
         return Count(1, object()), ()  # type: ignore[arg-type]

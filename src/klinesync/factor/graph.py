@@ -96,9 +96,11 @@ class FactorGraph:
         """The states as they are after a restart. Raises `BadFactor` for a state that cannot be stored."""
         return {name: self._restored(name, states[name]) for name in self.names}
 
-    def encoded(self, name: str, states: States) -> bytes:
-        """The state of one factor as bytes, to compare. Raises what msgspec raises."""
-        return self._encoder.encode(states[name])
+    def same_state(self, name: str, states: States, others: States) -> bool:
+        """Whether the factor's state is the same in both. Raises what msgspec raises."""
+        # Equal values may have other bytes (a set in another order), and equal bytes other values (NaN).
+        one, other = states[name], others[name]
+        return one == other or self._encoder.encode(one) == self._encoder.encode(other)
 
     @property
     def fingerprint(self) -> str:

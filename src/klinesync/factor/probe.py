@@ -36,12 +36,12 @@ def refuse_broken(graph: FactorGraph) -> None:
         refuse_broken(graph.without(fault.factor))
         return
     for name in graph.names:
-        for what, one, other in (
-            ("states", graph.encoded(name, first.states), graph.encoded(name, again.states)),
-            ("events", first.events_of(name), again.events_of(name)),
-            ("numbers", first.numbers_of(name), again.numbers_of(name)),
+        for what, same in (
+            ("states", graph.same_state(name, first.states, again.states)),
+            ("events", first.events_of(name) == again.events_of(name)),
+            ("numbers", first.numbers_of(name) == again.numbers_of(name)),
         ):
-            if one != other:
+            if not same:
                 why = "results may follow from its state, the candle and upstream alone: no clock, no randomness"
                 raise BadFactor(
                     name, f"it gives other {what} for the same candles; {why}, no attributes beside the state"
