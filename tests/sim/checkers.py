@@ -230,19 +230,21 @@ def _confirmed(gap: Gap) -> bool:
 
 def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
     """Settled: each derived candle is the roll-up of the stored base candles, bit for bit, and none is missing. Where
-    the base is incomplete there is no candle, or one that the exchange sent; the newest requested native candles are
-    stored."""
+    the base is incomplete there is no candle, one that the exchange sent, or one from before base candles rotted; the
+    newest requested native candles are stored."""
     wrong = []
     native = exchange.scenario.native_candles
     for series in exchange.listings:
         base = witness.candles(series)
         first, end = base[0].time, base[-1].time + MINUTE_S
-        rolled = {"1m": base}
+        began = exchange.listings[series].times[0]
+        rolled, told = {"1m": base}, {"1m": list(exchange.truth(series, began, end).values())}
         unknown = [gap for gap in witness.gaps(series) if not _confirmed(gap)]
         for code, parent in exchange.scenario.chain:
             frame = Timeframe.parse(code)
             assert frame.step_s % Timeframe.parse(parent).step_s == 0
             parts = rolled[code] = _rolled(rolled[parent], frame.step_s)
+            told[code] = _rolled(told[parent], frame.step_s)
             derived = series.with_timeframe(frame)
             stored = {candle.time: candle for candle in witness.candles(derived)}
             open_times = range(frame.floor(first), frame.floor(end), frame.step_s)
@@ -258,6 +260,9 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
                 for time, candle in stored.items()
                 if native and time not in set(whole) and time < frame.floor(end) and exchange.has_told(derived, candle)
             }
+            if exchange.scenario.faults.rot:
+                # Computed before base candles rotted that the exchange has forgotten since.
+                own |= {part.time: part for part in told[code] if stored.get(part.time) == part} if unknown else {}
             wrong += [
                 f"{derived}: {stored.get(time)} is stored, and {expected.get(time)} is the roll-up"
                 for time in sorted(expected.keys() | stored.keys())
