@@ -151,10 +151,10 @@ class StoreHealer:
                 log.warning("store.quarantine_unreadable", "what is in quarantine cannot be read", error=error)
             self._unreadable = True
             return False
-        for one in kept:
-            if one.healing:
-                self._database.damage.note(_in_quarantine(one.series, one.span, one.why))
-        for series in dict.fromkeys(one.series for one in kept if one.healing):
+        healing = [part for part in kept if part.healing]
+        for part in healing:
+            self._database.damage.note(_in_quarantine(part.series, part.span, part.why))
+        for series in dict.fromkeys(part.series for part in healing):
             await self._fill(series)
         return True
 
@@ -208,7 +208,7 @@ class StoreHealer:
     async def _lose(self, series: SeriesId) -> None:
         """Declare lost what no source can give. Raises `StoreError`."""
         kept = await self._database.read(lambda store: store.quarantine.all())
-        spans = sorted({one.span for one in kept if one.series == series and one.healing})
+        spans = sorted({part.span for part in kept if part.series == series and part.healing})
         _, ledger = await self._stored(series)
         missing = [gap.span for gap in ledger if gap.state not in gaps.SETTLED]
         holes = [hole for span in spans for hole in clipped(missing, span)]

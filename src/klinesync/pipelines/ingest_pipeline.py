@@ -271,7 +271,7 @@ class IngestPipeline:
         at, now_s = int(self._wall_s()), self._monotonic()
 
         def change(store: CandleStore) -> tuple[list[Span], list[SeriesChange]]:
-            taken = [one.span for one in store.take_out_damaged(series, span, at)]
+            taken = [part.span for part in store.take_out_damaged(series, span, at)]
             if taken:
                 self._cut_ledger(store, series, taken[0].start, now_s)
             return taken, store.changes

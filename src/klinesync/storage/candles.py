@@ -450,10 +450,10 @@ class CandleStore:
             return []
         # The series begins where it began: the candles from there on are missing.
         self._memory.put(series, facts._replace(tail=()))
-        for one in taken:
-            self.quarantine.keep(series, one, at)
-            self.changes.append((series, TakenOut(one.span, one.why)))
-        missing = clipped([one.span for one in taken], stored)
+        for part in taken:
+            self.quarantine.keep(series, part, at)
+            self.changes.append((series, TakenOut(part.span, part.why)))
+        missing = clipped([part.span for part in taken], stored)
         if missing:
             self.change_gaps(series, note(self.gaps(series, hull(missing)), missing))
         return taken

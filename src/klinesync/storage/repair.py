@@ -31,7 +31,7 @@ from klinesync.storage.lock import StoreLock, lock_path
 from klinesync.storage.memory import integer, ledger_of
 from klinesync.storage.quarantine import MAX_QUARANTINED, Taken
 from klinesync.storage.records import Derivation, DerivationOrigin, Ledger, Origin
-from klinesync.storage.salvage import Found, Salvage, mend_header
+from klinesync.storage.salvage import Salvage, StoredSeries, mend_header
 from klinesync.storage.sqlite import refuse_foreign
 from klinesync.storage.sqlite_file import SqliteFile
 from klinesync.storage.sqlite_schema import check_owner, migrate
@@ -165,7 +165,7 @@ def _put_in_place(path: Path, new: Path) -> Path:
     """Put the new file in the place of the store at `path`, which is kept aside with its log. Returns where. A crash in
     between leaves the old store, or the new one beside the old one's log, which is refused. Raises `OSError`."""
     real = real_path(path)
-    aside = next(one for number in count(1) if not os.path.lexists(one := Path(f"{real}.damaged{number}")))
+    aside = next(path for number in count(1) if not os.path.lexists(path := Path(f"{real}.damaged{number}")))
     os.link(real, aside)
     wal, shm = Path(f"{real}-wal"), Path(f"{real}-shm")
     if wal.exists():
@@ -190,16 +190,16 @@ class _Copy:
         self._progress = progress
 
     def run(self) -> None:
-        found = self._salvage.series()
-        names = {one.number: one.series for one in found}
+        all_series = self._salvage.series()
+        names = {stored.number: stored.series for stored in all_series}
         # Quarantine and settings first: what is found damaged now is newer.
         self._copy_beside()
-        for one in sorted(found, key=lambda one: (one.base is not None, one.number)):
-            self._progress(f"{one.series}: copied")
-            self._copy_series(one, names.get(one.base) if one.base is not None else None)
+        for stored in sorted(all_series, key=lambda stored: (stored.base is not None, stored.number)):
+            self._progress(f"{stored.series}: copied")
+            self._copy_series(stored, names.get(stored.base) if stored.base is not None else None)
 
-    def _copy_series(self, found: Found, base: SeriesId | None) -> None:
-        series, frame = found.series, found.series.timeframe
+    def _copy_series(self, stored: StoredSeries, base: SeriesId | None) -> None:
+        series, frame = stored.series, stored.series.timeframe
         covered: list[Span] = []
         taken: list[Taken] = []
         batch: list[Candle] = []
@@ -213,14 +213,14 @@ class _Copy:
             self._result.candles += len(candles)
             self._file.write(lambda store: store.write(series, candles, origin))
 
-        for part in self._salvage.chunks(found.number, series):
+        for part in self._salvage.chunks(stored.number, series):
             if isinstance(part, Taken):
                 taken.append(part)
             else:
                 batch += part
             if len(batch) >= CANDLES_AT_ONCE:
                 write()
-        batch += self._salvage.candles(found.number, series)
+        batch += self._salvage.candles(stored.number, series)
         if batch:
             write()
         if not covered:
@@ -229,44 +229,44 @@ class _Copy:
         self._result.series += 1
         covered = joined(covered)
         first = covered[0].start
-        if found.first is not None and 0 <= found.first < first and frame.is_open(found.first):
-            first = found.first
+        if stored.first is not None and 0 <= stored.first < first and frame.is_open(stored.first):
+            first = stored.first
         holes = without([Span(first, covered[-1].end)], covered)
-        rows = self._of(found, "gap", "start_time, end_time, state, proof, confirmed_at", "ORDER BY start_time")
+        rows = self._of(stored, "gap", "start_time, end_time, state, proof, confirmed_at", "ORDER BY start_time")
         old = _gaps(rows or [])
-        told = sorted(gap.over(span) for gap in old for span in common([gap.span], holes))
-        untold = without(holes, joined(gap.span for gap in told))
-        if untold:
-            self._result.lost[series] = untold
-        whole = errors == len(self._result.errors) and not untold and not taken
-        derivation = Derivation(base, _origin(found.origin))
-        gap_rows = tuple(sorted([*told, *(Gap(*span, GapState.UNKNOWN) for span in untold)]))
+        declared = sorted(gap.over(span) for gap in old for span in common([gap.span], holes))
+        undeclared = without(holes, joined(gap.span for gap in declared))
+        if undeclared:
+            self._result.lost[series] = undeclared
+        whole = errors == len(self._result.errors) and not undeclared and not taken
+        derivation = Derivation(base, _origin(stored.origin))
+        gap_rows = tuple(sorted([*declared, *(Gap(*span, GapState.UNKNOWN) for span in undeclared)]))
 
         def settle(store: CandleStore) -> None:
             store.begin_at(series, first)
             store.change_gaps(series, GapChange((), gap_rows))
-            if base is not None or found.origin:
+            if base is not None or stored.origin:
                 store.set_derivation(series, derivation)
-            for one in _kept(taken, untold):
-                store.quarantine.keep(series, one, self._at)
+            for part in _for_quarantine(taken, undeclared):
+                store.quarantine.keep(series, part, self._at)
 
         self._file.write(settle)
-        self._copy_revisions(found, series)
-        self._copy_ledger(found, series, whole=whole)
+        self._copy_revisions(stored, series)
+        self._copy_ledger(stored, series, whole=whole)
 
-    def _copy_revisions(self, found: Found, series: SeriesId) -> None:
+    def _copy_revisions(self, stored: StoredSeries, series: SeriesId) -> None:
         fields = ", ".join(Candle._fields)
-        rows = self._of(found, "candle_revision", f"{fields}, revised_at, source", "ORDER BY revision_no")
+        rows = self._of(stored, "candle_revision", f"{fields}, revised_at, source", "ORDER BY revision_no")
         if rows:
             self._put("candle_revision", f"series_no, {fields}, revised_at, source", rows, series)
 
-    def _copy_ledger(self, found: Found, series: SeriesId, *, whole: bool) -> None:
+    def _copy_ledger(self, stored: StoredSeries, series: SeriesId, *, whole: bool) -> None:
         """Copy the ledger of a series, or leave one that is computed anew; its epoch never goes back."""
         columns = "fingerprint, epoch, record_id, factor_head, overlay_head, version_id"
-        row = self._of(found, "ledger", columns)
+        row = self._of(stored, "ledger", columns)
         if row == []:
             return
-        parts = {table: self._of(found, table, names) for table, names in _OF_LEDGER.items()}
+        parts = {table: self._of(stored, table, names) for table, names in _OF_LEDGER.items()}
         try:
             ledger = None if row is None else ledger_of(row[0])
         except OddValue:
@@ -290,8 +290,8 @@ class _Copy:
         if kept:
             self._put("quarantine", _QUARANTINE, kept)
 
-    def _of(self, found: Found, table: str, columns: str, order: str = "") -> list[Row] | None:
-        return self._salvage.whole(table, columns, f"WHERE series_no = ? {order}", (found.number,))
+    def _of(self, stored: StoredSeries, table: str, columns: str, order: str = "") -> list[Row] | None:
+        return self._salvage.whole(table, columns, f"WHERE series_no = ? {order}", (stored.number,))
 
     def _put(self, table: str, columns: str, rows: Sequence[Row], series: SeriesId | None = None) -> None:
         """Put rows into a table of the new file; rows of a series get its new number before them."""
@@ -304,10 +304,10 @@ class _Copy:
         self._file.write(put)
 
 
-def _kept(taken: Sequence[Taken], untold: Sequence[Span]) -> list[Taken]:
+def _for_quarantine(taken: Sequence[Taken], undeclared: Sequence[Span]) -> list[Taken]:
     """What is kept in quarantine of a series: damaged chunks with missing candles, and missing spans without bytes."""
-    with_bytes = [one for one in taken if any(span.overlaps(one.span) for span in untold)]
-    gone = without(untold, joined(one.span for one in with_bytes))
+    with_bytes = [part for part in taken if any(span.overlaps(part.span) for span in undeclared)]
+    gone = without(undeclared, joined(part.span for part in with_bytes))
     return list(islice((*with_bytes, *(Taken(span, b"", GONE) for span in gone)), MAX_QUARANTINED))
 
 

@@ -36,8 +36,8 @@ _FIELDS = ", ".join(Candle._fields)
 Select = Callable[[int, int, bool], Sequence[Row]]
 
 
-class Found:
-    """A series that was found.
+class StoredSeries:
+    """A series of the damaged store.
 
     number, series: as stored.
     base: number of its base; None: it is not derived.
@@ -65,16 +65,16 @@ class Salvage:
         self._connection = connection
         self.errors: list[str] = []
 
-    def series(self) -> list[Found]:
+    def series(self) -> list[StoredSeries]:
         """The series, by number."""
-        found: list[Found] = []
+        series: list[StoredSeries] = []
         columns = "series_no, series_id, derived_from, origin, first_time"
         for row in self._rows("series", columns, "series_no", 1, 1 << 31):
             try:
-                found.append(Found(row))
+                series.append(StoredSeries(row))
             except OddValue as error:
                 self.errors.append(f"the series of number {row[0]}: {error}")
-        return sorted(found, key=lambda one: one.number)
+        return sorted(series, key=lambda stored: stored.number)
 
     def chunks(self, number: int, series: SeriesId) -> Iterator[list[Candle] | Taken]:
         """The packed candles of a series, chunk by chunk, ascending; a damaged chunk as its bytes. Chunks have
@@ -90,10 +90,10 @@ class Salvage:
 
     def _chunk(self, number: int, series: SeriesId, chunk: int) -> list[Candle] | Taken:
         frame, packed = series.timeframe, b""
-        start, end = (max(chunk_start(number, frame, one), 0) for one in (chunk, chunk + 1))
+        start, end = (max(chunk_start(number, frame, number_of_chunk), 0) for number_of_chunk in (chunk, chunk + 1))
         try:
-            (found,) = self._run("SELECT candles FROM candle_chunk WHERE chunk_id = ?", ((number << 32) + chunk,))[0]
-            packed = found if isinstance(found, bytes) else str(found).encode()
+            (content,) = self._run("SELECT candles FROM candle_chunk WHERE chunk_id = ?", ((number << 32) + chunk,))[0]
+            packed = content if isinstance(content, bytes) else str(content).encode()
             grid = Grid(start, end, frame.step_s)
             candles = unpack_between(packed, start, end, as_candles, seed_of(series, start), grid)
             for candle in candles:
@@ -105,7 +105,7 @@ class Salvage:
 
     def candles(self, number: int, series: SeriesId) -> list[Candle]:
         """The newest candles of a series, which are rows, ascending."""
-        found: dict[int, Candle] = {}
+        by_time: dict[int, Candle] = {}
         for row in self._rows("candle", _FIELDS, "time", 0, 1 << 40, number, least=16 * series.timeframe.seconds):
             try:
                 candle = Candle(*row)  # type: ignore[arg-type]  # checked next
@@ -113,8 +113,8 @@ class Salvage:
             except (BadCandle, TypeError, ValueError) as error:
                 self.errors.append(f"{series}: a stored candle: {error}")
             else:
-                found[candle.time] = candle
-        return [candle for _, candle in sorted(found.items())]
+                by_time[candle.time] = candle
+        return [candle for _, candle in sorted(by_time.items())]
 
     def whole(self, table: str, columns: str, where: str = "", values: Values = ()) -> list[Row] | None:
         """The rows of a part of a table; None when not all of them can be read."""

@@ -68,13 +68,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _told(method: Callable[Concatenate[SqliteTables, P], R]) -> Callable[Concatenate[SqliteTables, P], R]:
+def _raises_bad_page(method: Callable[Concatenate[SqliteTables, P], R]) -> Callable[Concatenate[SqliteTables, P], R]:
     """A statement that meets a page which cannot be read raises `BadPage`. After that a transaction can only be read,
     to find out what is damaged: nothing is written outside of a transaction."""
     writes = method.__name__.startswith(_WRITES)
 
     @wraps(method)
-    def told(tables: SqliteTables, /, *args: P.args, **more: P.kwargs) -> R:
+    def guarded(tables: SqliteTables, /, *args: P.args, **more: P.kwargs) -> R:
         if writes and tables.lost is not None:
             raise BadPage(f"the transaction has met a page that cannot be read: {tables.lost}")
         try:
@@ -85,14 +85,14 @@ def _told(method: Callable[Concatenate[SqliteTables, P], R]) -> Callable[Concate
             tables.lose_transaction(bad)
             raise bad from error
 
-    return told
+    return guarded
 
 
-def _tells_bad_pages(kind: type[SqliteTables]) -> type[SqliteTables]:
-    """Decorates each statement of the class with `_told`."""
+def _with_bad_pages(kind: type[SqliteTables]) -> type[SqliteTables]:
+    """Decorates each statement of the class with `_raises_bad_page`."""
     for name, method in list(vars(kind).items()):
         if isinstance(method, FunctionType) and name not in _NO_STATEMENTS:
-            setattr(kind, name, _told(method))
+            setattr(kind, name, _raises_bad_page(method))
     return kind
 
 
@@ -101,7 +101,7 @@ _WRITES = ("add_", "delete_", "end_", "evict_", "put_", "set_")
 _NO_STATEMENTS = frozenset({"__init__", "savepoint", "lose_transaction", "_one"})
 
 
-@_tells_bad_pages
+@_with_bad_pages
 class SqliteTables:
     """See `Tables`.
 
