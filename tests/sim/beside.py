@@ -46,6 +46,10 @@ class Watcher:
         self.updates: list[Update] = []
         self._subscriptions = service.market_data.subscriptions
         self._progress = Progress(series, since)
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect, without a subscription."""
         self._client = Client(self)
         self._subscriptions.connected(self._client)
 
@@ -112,6 +116,11 @@ class Beside:
         """All closed candles after `since`, without order flow."""
         return bare(await self.service._database.read(lambda store: store.oldest(series, 1 << 30, since=since)))
 
+    async def head(self, series: SeriesId) -> int:
+        """The newest stored open time; -1 when nothing is stored."""
+        head = await self.service._database.read(lambda store: store.head(series))
+        return -1 if head is None else head
+
     def truth(self, series: SeriesId, times: Iterable[int]) -> list[Candle]:
         """What the exchange traded in these minutes."""
         listings = self.exchange.exchange.spot if series.market == "spot" else self.exchange.exchange.futures
@@ -171,7 +180,13 @@ Live = Callable[[Beside], Awaitable[None]]
 
 
 def run_beside_exchange(
-    store: Path, live: Live, config: SimConfig, tuning: Tuning = USUAL_TUNING, **flags: object
+    store: Path,
+    live: Live,
+    config: SimConfig,
+    tuning: Tuning = USUAL_TUNING,
+    *,
+    defects: bool = False,
+    **flags: object,
 ) -> None:
     """Let `live` run beside a service that follows the exchange.
 
@@ -179,21 +194,24 @@ def run_beside_exchange(
     live: the test.
     config: what is simulated.
     tuning: limits and timings of the service.
+    defects: whether tasks of the service may have defects; False by default.
     flags: the service's.
     """
     loop = VirtualLoop()
 
     async def serve() -> None:
         exchange = MemoryExchange(config, loop)
+        given = RuntimeFlags.model_validate({"database_url": f"sqlite:///{store}"} | flags)
         entry = BinanceEntry(
             market_routes("http://exchange", "http://exchange"),
             {"spot": "ws://exchange", "futures": "ws://exchange"},
+            streams_most=given.binance_ws_streams_per_connection,
             http=lambda: exchange,
             streams=tuning.binance_streams,
             rest=tuning.binance_rest,
         )
         service = build_market_runtime(
-            RuntimeFlags.model_validate({"database_url": f"sqlite:///{store}"} | flags),
+            given,
             Surroundings(VirtualClock(loop, EPOCH_S), Random(1), Bulkheads(loop.time), tuning),
             database=InThreadSqliteDatabase(store, pause=one_step),
             entries=[entry],
@@ -201,7 +219,7 @@ def run_beside_exchange(
         pushing = asyncio.create_task(exchange.run())
         async with service:
             await live(Beside(service, exchange))
-            assert not service.bulkheads.counts, service.bulkheads.counts
+            assert defects or not service.bulkheads.counts, service.bulkheads.counts
         pushing.cancel()
         await asyncio.wait([pushing])
         assert pushing.cancelled(), pushing

@@ -1,23 +1,20 @@
-"""The status of the whole service, over real sockets, while the simulated exchange is quiet, dies and comes back."""
+"""The status of the whole service, over real sockets: its route and its stream. What it says while the exchange is in
+trouble is simulated under virtual time (`sim/test_service_status.py`)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from itertools import pairwise
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from klinesync.exchanges.binance.timings import RECONNECT, StreamTimings
-from klinesync.exchanges.reach import USUAL_SILENCE
 from klinesync.market.surroundings import Surroundings
 from klinesync.market.tuning import Tuning
-from klinesync.sim.faults import RefuseConnect, RestError, Silent
+from klinesync.sim.faults import RestError
 from klinesync.sim.server import SimConfig, SimServer
 from support.running_service import Service, running_service
 
@@ -81,102 +78,6 @@ async def events(service: Service) -> AsyncIterator[list[Json]]:
             await asyncio.wait([reading])
 
 
-async def test_an_exchange_that_dies_is_red_within_seconds_and_green_again_once_it_is_back(tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        exchange = SimServer(SimConfig(symbols=2))
-        await exchange.__aenter__()
-        port = int(exchange.http_url.rpartition(":")[2])
-        service = await stack.enter_async_context(running_service(tmp_path / "store.sqlite", exchange, **FEW))
-        await until(service, is_live)
-        told = await stack.enter_async_context(events(service))
-        socket = await stack.enter_async_context(service.http.ws_connect(service.url + "/ws/market"))
-        await socket.send_json({"type": "subscribe", "series_id": BTC, "ack": True})
-        assert (await socket.receive_json())["stream"] == "live"
-        await exchange.__aexit__(None, None, None)
-        seen = await until(service, lambda one: one["status"] == "red")
-        assert seen[-1]["status_reason"] == "exchange_unreachable"
-        dead = spot(seen[-1])
-        assert dead["state"] == "unreachable"
-        assert dead["streams"]["reconnecting"] == 1
-        assert dead["since"] is not None
-        assert dead["last_frame_at"] is not None
-        assert dead["detail"]
-        # A market without followed series has no trouble.
-        assert [exchange["state"] for exchange in seen[-1]["exchanges"] if exchange["market"] == "futures"] == ["idle"]
-        assert all(one["status"] != "green" for one in seen if not spot(one)["streams"]["live"])
-        async with asyncio.timeout(TIMEOUT_S):
-            while told[-1]["status"] != "red":
-                await asyncio.sleep(0.05)
-        async with SimServer(SimConfig(symbols=2, port=port)):
-            await until(service, is_live)
-            stream_events: list[Json] = []
-            async with asyncio.timeout(TIMEOUT_S):
-                while not stream_events or stream_events[-1]["event"] != "stream.live":
-                    message = await socket.receive_json()
-                    if message["type"] == "system" and message["event"].startswith("stream."):
-                        stream_events.append(message)
-                while not is_live(told[-1]):
-                    await asyncio.sleep(0.05)
-            names = [event["event"] for event in stream_events]
-            assert names[0] == "stream.reconnecting"
-            assert all(before != after for before, after in pairwise(names)), "each change, once"
-            for event in stream_events:
-                assert event["data"]["state"] == event["event"].removeprefix("stream.")
-                assert event["data"]["since"] is not None
-            assert "lost" in stream_events[0]["data"]["detail"]
-            assert {one["status"] for one in told} == {"green", "yellow", "red"}
-
-
-async def test_all_streams_are_live_within_ten_seconds_of_the_exchanges_return(tmp_path: Path) -> None:
-    """For any backoff of each connection."""
-    longest = replace(RECONNECT, initial_s=RECONNECT.most_s)
-    around = Surroundings(tuning=Tuning(binance_streams=StreamTimings(reconnect=longest)))
-    async with AsyncExitStack() as stack:
-        exchange = await stack.enter_async_context(SimServer(SimConfig(symbols=4)))
-        port = int(exchange.http_url.rpartition(":")[2])
-        names = ("BTC", "ETH", "BNB", "SOL")
-        flags = FEW | {
-            "whitelist": ",".join(
-                f"binance:{market}:{name}/USDT:1m" for market in ("spot", "futures") for name in names
-            ),
-            "binance_ws_streams_per_connection": "1",
-        }
-        running = running_service(tmp_path / "store.sqlite", exchange, None, around, **flags)
-        service = await stack.enter_async_context(running)
-        supervisor = service.runtime.supervisors
-
-        def live() -> int:
-            return sum(job.state == "live" for job in supervisor.jobs_state())
-
-        async with asyncio.timeout(TIMEOUT_S):
-            while live() < 8:
-                await asyncio.sleep(0.05)
-        await exchange.__aexit__(None, None, None)
-        await until(service, lambda one: one["status"] == "red")
-        assert live() == 0
-        async with SimServer(SimConfig(symbols=4, port=port)), asyncio.timeout(10):
-            while live() < 8:
-                await asyncio.sleep(0.05)
-
-
-async def test_a_quiet_exchange_is_asked_for_its_time_and_is_never_red(tmp_path: Path) -> None:
-    async with (
-        SimServer(SimConfig(symbols=2)) as exchange,
-        running_service(tmp_path / "store.sqlite", exchange, **FEW) as service,
-    ):
-        await until(service, is_live)
-        exchange.faults.add(Silent())
-        watch = service.runtime.supervisors.by_name()["binance"]._markets["spot"].reach
-
-        def was_silent_for_long(_: Json) -> bool:
-            last_s = watch.frame_s
-            now_s = asyncio.get_running_loop().time()
-            return last_s is not None and now_s - last_s > 2 * USUAL_SILENCE.unreachable_after_s
-
-        seen = await until(service, was_silent_for_long)
-        assert all(one["status"] != "red" and spot(one)["state"] != "unreachable" for one in seen)
-
-
 async def test_a_refusal_is_red_at_once_and_for_as_long_as_it_lasts(tmp_path: Path) -> None:
     async with SimServer(SimConfig(symbols=2)) as exchange:
         fault = exchange.faults.add(RestError(status=451))
@@ -192,17 +93,6 @@ async def test_a_refusal_is_red_at_once_and_for_as_long_as_it_lasts(tmp_path: Pa
             exchange.faults.remove(fault)
             await until(service, is_live)
             assert await service.get("/readyz") == (200, {"status": "ready"})
-
-
-async def test_handshakes_that_fail_while_rest_answers_are_yellow(tmp_path: Path) -> None:
-    async with SimServer(SimConfig(symbols=2)) as exchange:
-        fault = exchange.faults.add(RefuseConnect())
-        async with running_service(tmp_path / "store.sqlite", exchange, **FEW) as service:
-            seen = await until(service, lambda one: one["status_reason"] == "handshakes_fail")
-            assert seen[-1]["status"] == "yellow"
-            assert spot(seen[-1])["state"] == "degraded"
-            exchange.faults.remove(fault)
-            await until(service, is_live)
 
 
 async def test_without_ingest_the_status_is_green_and_says_so(tmp_path: Path) -> None:

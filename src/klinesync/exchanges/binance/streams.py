@@ -466,9 +466,12 @@ class BinanceConnection:
             if not link.heard:
                 link.heard = True
                 self._event.set()
+            # Read before: a defect in the callback drops the series.
+            others = self._wanted[self._names[message.series]].others
             self._callbacks.event(message)
-            for other in self._wanted[self._names[message.series]].others:
-                self._callbacks.event(msgspec.structs.replace(message, series=other))
+            for other in others:
+                if other in self._names:
+                    self._callbacks.event(msgspec.structs.replace(message, series=other))
         elif isinstance(message, Answer):
             link.answered(message)
         elif isinstance(message, Shutdown):
