@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,25 +183,25 @@ def run_beside_exchange(
     store: Path,
     live: Live,
     config: SimConfig,
-    tuning: Tuning = USUAL_TUNING,
+    flags: Mapping[str, object],
     *,
+    tuning: Tuning = USUAL_TUNING,
     defects: bool = False,
-    **flags: object,
 ) -> None:
     """Let `live` run beside a service that follows the exchange.
 
     store: path of the service's store.
     live: the test.
     config: what is simulated.
+    flags: the service's.
     tuning: limits and timings of the service.
     defects: whether tasks of the service may have defects; False by default.
-    flags: the service's.
     """
     loop = VirtualLoop()
 
     async def serve() -> None:
         exchange = MemoryExchange(config, loop)
-        given = RuntimeFlags.model_validate({"database_url": f"sqlite:///{store}"} | flags)
+        given = RuntimeFlags.model_validate({"database_url": f"sqlite:///{store}", **flags})
         entry = BinanceEntry(
             market_routes("http://exchange", "http://exchange"),
             {"spot": "ws://exchange", "futures": "ws://exchange"},

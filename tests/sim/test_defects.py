@@ -59,7 +59,7 @@ async def threw(task: asyncio.Task[None]) -> bool:
 
 
 def run(tmp_path: Path, live: Callable[[Beside], Awaitable[None]]) -> None:
-    run_beside_exchange(tmp_path / "store.sqlite", live, SimConfig(symbols=2), defects=True, **FLAGS)
+    run_beside_exchange(tmp_path / "store.sqlite", live, SimConfig(symbols=2), FLAGS, defects=True)
 
 
 def test_every_task_of_a_running_service_may_have_a_defect_and_the_service_recovers(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def follow(
         await live(world)
 
     config = SimConfig(symbols=symbols, faults=faults)
-    store, whitelist = tmp_path / "store.sqlite", ",".join(map(str, series))
-    run_beside_exchange(store, begin, config, tuning, whitelist=whitelist, **given)
+    given["whitelist"] = ",".join(map(str, series))
+    run_beside_exchange(tmp_path / "store.sqlite", begin, config, given, tuning=tuning)
 
 
 def every_minute(closed: list[int]) -> bool:

@@ -27,7 +27,7 @@ Live = Callable[[Beside], Awaitable[None]]
 def follow(tmp_path: Path, live: Live, *, tuning: Tuning = USUAL_TUNING, **flags: object) -> None:
     """Let `live` run beside a service that follows BTC."""
     given = {"whitelist": str(BTC), "startup_kline_sync_target_candles": 20, "audit_interval_s": 0} | flags
-    run_beside_exchange(tmp_path / "store.sqlite", live, SimConfig(symbols=4), tuning, **given)
+    run_beside_exchange(tmp_path / "store.sqlite", live, SimConfig(symbols=4), given, tuning=tuning)
 
 
 def market(status: ServiceStatus, name: str = "spot") -> MarketStatus:
