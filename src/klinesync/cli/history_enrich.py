@@ -12,7 +12,6 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -32,7 +31,7 @@ from klinesync.core.spans import Span
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.exchanges.registry import ExchangeRegistry
 from klinesync.history.files.importing import Put
-from klinesync.history.reading import Shelf
+from klinesync.history.reading import Shelf, read_pages, unreported
 from klinesync.market.parts_history import history_shelves
 from klinesync.market.settings import history_settings
 from klinesync.runtime.flags import RuntimeFlags
@@ -222,25 +221,25 @@ async def _fill(
 ) -> None:
     """Fill in what one source has, remove complete candles from `lacking`, and add the open times of candles with other
     prices to `different`. A source that turns out to be useless is not read to the end."""
-    async with aclosing(source.pages(series, span)) as read:
-        async for page in read:
-            by_time: dict[int, Candle] = {}  # an answer may have a row twice
-            for candle in page.candles:
-                stored = by_time.get(candle.time) or lacking.get(candle.time)
-                source.count(candle)
-                if stored is None or not span.start <= candle.time < span.end:
-                    continue
-                if not agree(stored, candle):
-                    different.add(candle.time)
-                elif (whole := replacing(stored, candle)) != stored:
-                    by_time[whole.time] = whole
-            if found := list(by_time.values()):
-                await put(series, found)
-                done.enriched += len(found)
-            for whole in found:
-                if None in whole:
-                    lacking[whole.time] = whole
-                else:
-                    del lacking[whole.time]
-            if source.is_useless:
-                return
+
+    async def fill(page: HistoryPage) -> None:
+        by_time: dict[int, Candle] = {}  # an answer may have a row twice
+        for candle in page.candles:
+            stored = by_time.get(candle.time) or lacking.get(candle.time)
+            source.count(candle)
+            if stored is None or not span.start <= candle.time < span.end:
+                continue
+            if not agree(stored, candle):
+                different.add(candle.time)
+            elif (whole := replacing(stored, candle)) != stored:
+                by_time[whole.time] = whole
+        if found := list(by_time.values()):
+            await put(series, found)
+            done.enriched += len(found)
+        for whole in found:
+            if None in whole:
+                lacking[whole.time] = whole
+            else:
+                del lacking[whole.time]
+
+    await read_pages(source.pages(series, span), fill, unreported(series, span.start), enough=lambda: source.is_useless)
