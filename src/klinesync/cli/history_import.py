@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from klinesync.cli.history_exchange import exchanges_of
 from klinesync.cli.history_store import stored_derived_step, writer
 from klinesync.cli.progress import Say, bar
 from klinesync.core.counted import counted
@@ -91,6 +90,9 @@ def _symbol_names(flags: RuntimeFlags) -> SymbolNames:
             return []  # the writer opens the store next, and migrates an old schema or raises the error
 
     async def ask(market: str) -> Sequence[Listing]:
+        # Imported here: exchanges take longer to import than most files.
+        from klinesync.cli.history_exchange import exchanges_of
+
         async with exchanges_of(flags) as registry:
             exchange = registry.exchange(ARCHIVE_EXCHANGE)
             try:

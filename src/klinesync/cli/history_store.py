@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from klinesync.cli.service_client import service_client
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import Rejected, StoreError
 from klinesync.core.series_id import SeriesId
@@ -60,6 +59,9 @@ async def writer(
                 await StoredListings(database, ARCHIVE_EXCHANGE).keep(market, listed)
             yield lambda series, candles: _submit(pipeline, series, candles, checked=checked), _system_now
         return
+    # Imported here: a command that writes the store needs no client.
+    from klinesync.cli.service_client import service_client
+
     async with service_client(url, flags.api_token) as service:
         yield service.put, service.now
 
