@@ -150,14 +150,22 @@ def _flow(arrays: Sequence[Array | None], count: int) -> Flow | None:
     return quote, trades, taker, taker_quote
 
 
+# Made once: pyarrow looks for pandas, file by file, for each scalar that it makes.
+_EMPTY = pa.scalar("")
+_NULL = pa.scalar(None, pa.string())
+
+
 def flow_floats(array: Array) -> Floats:
     """A column of order flow: NaN for a missing value, infinity for a cell that cannot be read as a number."""
     array = _plain(array)
     kind = array.type
     if pa.types.is_string(kind):
-        texts: Texts = pc.utf8_trim_whitespace(array.cast(pa.string()))
-        empty = pc.call_function("equal", [texts, pa.scalar("")])
-        texts = pc.call_function("if_else", [empty, pa.scalar(None, pa.string()), texts])
+        texts: Texts = array.cast(pa.string())
+        try:
+            return _as_floats(pc.cast(texts, pa.float64()))  # the usual case: every cell is a number
+        except pa.ArrowInvalid:
+            texts = pc.utf8_trim_whitespace(texts)
+        texts = pc.call_function("if_else", [pc.call_function("equal", [texts, _EMPTY]), _NULL, texts])
         try:
             return _as_floats(pc.cast(texts, pa.float64()))
         except pa.ArrowInvalid:
