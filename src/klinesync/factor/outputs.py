@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from math import isfinite, nan
 
+from klinesync.core.candle import Candle
 from klinesync.factor.plugin import AnyFactor, BadFactor
 
 # Most outputs of a factor. Each is a line of a chart, and a column of an export.
@@ -12,9 +13,7 @@ MAX_OUTPUTS = 32
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Names of columns that exports and arrays have already.
-_TAKEN = frozenset({"time", "date", "candle_time", "open", "high", "low", "close", "volume"}) | {
-    "quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume",
-}  # fmt: skip
+_TAKEN = frozenset({*Candle._fields, "candle_time", "date"})
 
 
 def check_outputs(factor: AnyFactor, seed: object) -> None:
