@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
+import apsw
 import pytest
 
 from klinesync.core.candle import Candle
@@ -68,6 +70,12 @@ async def test_a_flipped_bit_of_any_page_is_found_and_no_other_page(tmp_path: Pa
     assert bad_pages(path) == wrong
     with SqliteReader(path) as store:
         assert f"pages that fail their checksum: {', '.join(map(str, wrong))}" in store.file_problems()
+
+
+def test_an_apsw_without_extensions_has_no_vfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "apsw.sqlite_extra", None)
+    monkeypatch.delattr(apsw, "sqlite_extra", raising=False)
+    assert not page_checksums._register()
 
 
 async def test_an_installation_without_the_vfs_makes_stores_without_and_refuses_those_with(

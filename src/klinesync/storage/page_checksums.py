@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import apsw
-import apsw.sqlite_extra
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,14 +37,22 @@ def load() -> bool:
     global _loaded  # a VFS is registered once a process
     with _loading:
         if _loaded is None:
-            try:
-                memory = apsw.Connection(":memory:")
-                apsw.sqlite_extra.load(memory, EXTENSION)
-                memory.close()
-                _loaded = True
-            except (LookupError, AttributeError, apsw.sqlite_extra.NotAvailable, apsw.Error):
-                _loaded = False
+            _loaded = _register()
         return _loaded
+
+
+def _register() -> bool:
+    try:
+        from apsw import sqlite_extra
+    except ImportError:  # an APSW from before it brought extensions
+        return False
+    try:
+        memory = apsw.Connection(":memory:")
+        sqlite_extra.load(memory, EXTENSION)
+        memory.close()
+    except (LookupError, AttributeError, sqlite_extra.NotAvailable, apsw.Error):
+        return False
+    return True
 
 
 def reserve(connection: apsw.Connection) -> None:
