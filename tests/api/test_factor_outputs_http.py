@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 from klinesync.client import AsyncKlinesync, ClosedCandle
+from klinesync.core.candle import Candle
+from klinesync.factor.plugin import Event, Factor, Upstream
+from klinesync.factor.structure import structure
+from klinesync.market import parts_writing
 from support.running_service import Service, running_service
 
 BTC = "binance:spot:BTC/USDT:1m"
@@ -238,3 +242,49 @@ async def test_the_client_has_them_as_arrays_and_with_each_candle(service: Servi
                 value, line = update.slices.value(name), lines[name]
                 known = update.candle.time in line
                 assert math.isclose(value, line[update.candle.time], abs_tol=1e-9) if known else math.isnan(value)
+
+
+class Spread(Factor[float]):
+    """A factor of another package: the range of a candle, and its part of the close. NaN for a close of 77."""
+
+    name = "spread"
+    label = "Spread"
+    has_events = False
+    outputs = ("range", "part")
+    state_type = float
+
+    def seed(self) -> float:
+        return 0.0
+
+    def advance(self, state: float, candle: Candle, upstream: Upstream) -> tuple[float, Sequence[Event]]:
+        return math.nan if candle.close == 77 else candle.high - candle.low, ()
+
+    def numbers(self, state: float) -> Sequence[float | None]:
+        return state, state / 100
+
+
+async def test_a_factor_of_another_package_has_its_numbers_and_a_wrong_number_costs_no_candle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_writing, "load_factors", lambda settings: [*structure(settings), Spread()])
+    async with running_service(tmp_path / "store.sqlite", **(FLAGS | {"indicators": "SMA(20)"})) as service:
+        await ingest(service, ROWS[:100])
+        drawn = await get(service, "/api/draw/delta")
+        assert drawn["series_points"].keys() == {"spread.range", "spread.part", "sma_20"}
+        assert [point["value"] for point in drawn["series_points"]["spread.range"]] == [
+            row["high"] - row["low"] for row in ROWS[:100]
+        ]
+        head = (await get(service, "/api/factor/slices"))["snapshots"]["spread"]["head"]
+        assert head["spread.part"] == (ROWS[99]["high"] - ROWS[99]["low"]) / 100
+        wrong = ROWS[100] | {"close": 77.0, "low": 70.0}
+        answer = await ingest(service, [wrong])
+        assert answer["ledger"] == "lagging"
+        candles = await get(service, "/api/market/candles", limit=1)
+        assert candles["candles"][0]["close"] == 77.0
+        health = await get(service, "/api/factor/health")
+        assert "spread failed at the candle at" in health["detail"]
+        assert "output range is nan" in health["detail"]
+        # A correction of the candle ends the fault.
+        await ingest(service, [ROWS[100]])
+        drawn = await get(service, "/api/draw/delta")
+        assert drawn["series_points"]["spread.range"][-1]["time"] == ROWS[100]["candle_time"]
