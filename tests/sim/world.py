@@ -587,9 +587,10 @@ def _quiet_surroundings(world: World) -> Iterator[None]:
     """Writes the log into the transcript; limits are small, so that they are reached; memory is freed between seeds, so
     that the order of events does not depend on it."""
     logger = logging.getLogger("klinesync")
-    handler, propagate = _Log(world), logger.propagate
+    handler, propagate, level = _Log(world), logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
+    logger.setLevel(logging.WARNING)  # whatever another test of this process has set
     gc.disable()
     try:
         with ExitStack() as stack:
@@ -600,6 +601,7 @@ def _quiet_surroundings(world: World) -> Iterator[None]:
         gc.enable()
         logger.removeHandler(handler)
         logger.propagate = propagate
+        logger.setLevel(level)
 
 
 # Modules that may read this machine's clock, between a reader of the clock and its replacement.
