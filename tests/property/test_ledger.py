@@ -29,7 +29,7 @@ from klinesync.overlay.registry import load_overlays
 from klinesync.pipelines import factor_states, ingest_pipeline, ledger_step
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.pipelines.ledger_step import LedgerStep, Progress, no_ledger
+from klinesync.pipelines.ledger_step import RETRY, LedgerStep, Progress, no_ledger
 from klinesync.pipelines.watchdog import TookTooLong, Watchdog
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.records import Origin
@@ -82,13 +82,15 @@ class Fragile(Factor[int]):
         return state + 1, ()
 
 
-def make_step(*more: AnyFactor, max_candles: int = 2000, watchdog: Watchdog | None = None) -> LedgerStep:
+def make_step(
+    *more: AnyFactor, max_candles: int = 2000, watchdog: Watchdog | None = None, retry: Backoff = RETRY
+) -> LedgerStep:
     built_in = load_factors(FactorSettings(pivot_window_major=3, pivot_window_minor=1))
     factors = FactorGraph([*built_in, AboveAverage(), *more], [indicator.name for indicator in INDICATORS])
     overlays = OverlayGraph(load_overlays(), factors.names)
     if watchdog is None:
-        return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles)
-    return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles, guard=watchdog)
+        return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles, retry=retry)
+    return LedgerStep(factors, overlays, INDICATORS, max_candles=max_candles, guard=watchdog, retry=retry)
 
 
 def walk(seed: int, minutes: int = MINUTES) -> list[Candle]:
@@ -425,9 +427,8 @@ async def pipeline_of(database: InThreadSqliteDatabase, step: LedgerStep) -> Asy
 async def test_after_a_defect_the_ledger_is_rewound_and_recomputed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_step, "RETRY", Backoff(0.01, 60.0))
     rows = walk(10)
-    step = make_step()
+    step = make_step(retry=Backoff(0.01, 60.0))
     fold, failures = step.states.fold, [AssertionError("in the batch"), AssertionError("in the catch-up")]
 
     def broken(*what: Any) -> Any:

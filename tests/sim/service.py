@@ -27,6 +27,7 @@ from klinesync.market.runtime_builder import build_market_runtime
 from klinesync.market.surroundings import Surroundings
 from klinesync.market.tuning import Tuning
 from klinesync.market.ws_routes import market_socket
+from klinesync.pipelines.ledger_step import RETRY
 from klinesync.runtime.bulkheads import Bulkheads
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
@@ -240,6 +241,7 @@ def tuning_of(scenario: Scenario) -> Tuning:
         follow=follow,
         audit=AuditLimits(candles=scenario.audit_candles),
         retries=RETRIES,
+        ledger_retry=replace(RETRY, most_s=MOST_WAIT_S),
         clients=ClientLimits(max_messages=scenario.outbox_max_messages, catch_up_candles=scenario.catch_up_max_candles),
     )
 

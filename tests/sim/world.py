@@ -17,7 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +27,6 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import KlinesyncError
 from klinesync.core.series_id import SeriesId
 from klinesync.ingest.liveness import STALE
-from klinesync.pipelines import ledger_step
 from klinesync.runtime import clock
 from klinesync.runtime.exchange_clock import DIFFER_MS
 from sim import checkers
@@ -38,7 +37,7 @@ from sim.ledgers import LedgerWatch, check_ledgers
 from sim.network import ExchangeSocket, Network
 from sim.plugins import Trouble, factors_with, overlays_with
 from sim.scenario import SETTLING_SPEED, Scenario, draw_scenario
-from sim.service import MOST_WAIT_S, Disk, Service
+from sim.service import Disk, Service
 from sim.virtual_loop import PROCESS, Deadlock, Process, Runaway, VirtualLoop
 from support.defects import throw_into
 from support.memory_folder import memory_folder
@@ -632,7 +631,6 @@ LIMITS: dict[str, object] = {
     # Few candles have many checkpoints, and indicators are anchored often.
     "pipelines.factor_states.CHECKPOINT_CANDLES": 8,
     "pipelines.factor_states.KEPT_CHECKPOINTS": 3,
-    "pipelines.ledger_step.RETRY": replace(ledger_step.RETRY, most_s=MOST_WAIT_S),
     "factor.indicator.MIN_CHUNK": 8,
     "factor.indicator.CHUNK_PERIODS": 4,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.errors import BadFlag, Rejected
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
@@ -24,7 +25,7 @@ from klinesync.overlay.graph import OverlayGraph
 from klinesync.overlay.registry import load_overlays
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
-from klinesync.pipelines.ledger_step import LedgerStep
+from klinesync.pipelines.ledger_step import RETRY, LedgerStep
 from klinesync.pipelines.publishing import Publisher
 from klinesync.pipelines.watchdog import Watchdog
 from klinesync.storage.database import Database
@@ -60,7 +61,7 @@ def build_writing(settings: WritingSettings, around: Surroundings, database: Dat
     Raises `BadFactor`, `BadOverlay`, `BadFlag`.
     """
     derived = derived_step(settings.derived_base, settings.derived_targets)
-    ledger = ledger_step(settings.ledger)
+    ledger = ledger_step(settings.ledger, around.tuning.ledger_retry)
     hub = CandleHub(around.bulkheads, around.clock.monotonic_s, around.tuning.clients)
     teller = Teller(hub, derived, around.clock)
     log = EventLog()
@@ -113,8 +114,9 @@ def derived_step(base: Timeframe, targets: Sequence[Timeframe]) -> DerivedStep:
         raise BadFlag("derived_timeframes", str(error)) from None
 
 
-def ledger_step(settings: LedgerSettings) -> LedgerStep:
-    """The registered factors and overlays. Raises `BadFactor`, `BadOverlay`, `BadFlag`."""
+def ledger_step(settings: LedgerSettings, retry: Backoff = RETRY) -> LedgerStep:
+    """The registered factors and overlays. `retry`: backoff before a ledger that could not be advanced is tried again.
+    Raises `BadFactor`, `BadOverlay`, `BadFlag`."""
     names = tuple(indicator.name for indicator in settings.indicators)
     windows = settings.pivot_window_major, settings.pivot_window_minor
     factors = FactorGraph(load_factors(FactorSettings(*windows, (*names, *settings.factors))), names)
@@ -125,4 +127,5 @@ def ledger_step(settings: LedgerSettings) -> LedgerStep:
     with guard:
         refuse_broken(factors)
     overlays = OverlayGraph(load_overlays(), factors.names)
-    return LedgerStep(factors, overlays, settings.indicators, max_candles=settings.advance_max_candles, guard=guard)
+    most = settings.advance_max_candles
+    return LedgerStep(factors, overlays, settings.indicators, max_candles=most, guard=guard, retry=retry)

@@ -16,6 +16,7 @@ from klinesync.market_data.retention import USUAL_TRIMMING, Trimming
 from klinesync.market_data.startup_sync import RETRY
 from klinesync.market_data.status_service import MAX_STREAMS
 from klinesync.market_data.top_markets import USUAL_TOP, TopLimits
+from klinesync.pipelines.ledger_step import RETRY as LEDGER_RETRY
 from klinesync.ws.hub import USUAL_CLIENTS, ClientLimits
 
 # Interval of checks of the store, in seconds.
@@ -37,6 +38,7 @@ class Tuning:
     top_markets: the most traded symbols.
     trimming: retention.
     known: requests whether an exchange lists a series.
+    ledger_retry: backoff before a ledger that could not be advanced is tried again.
     startup_retry: backoff of a series of the whitelist that cannot be followed.
     clock_age_s: age of the newest stamp at which an exchange has to be asked for its time before a tail is judged.
     status_streams: most open event streams of the status.
@@ -56,6 +58,7 @@ class Tuning:
     top_markets: TopLimits = USUAL_TOP
     trimming: Trimming = USUAL_TRIMMING
     known: KnownLimits = USUAL_KNOWN
+    ledger_retry: Backoff = LEDGER_RETRY
     startup_retry: Backoff = RETRY
     clock_age_s: float = CLOCK_AGE_S
     status_streams: int = MAX_STREAMS

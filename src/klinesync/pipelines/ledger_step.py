@@ -90,6 +90,7 @@ class LedgerStep:
     reads_flow: whether factors that are not among these, but have computed ledgers of the store, read order flow; False
         by default.
     redoes: the step whose states of order flow this one redoes, which computes nothing else; by default this one's own.
+    retry: backoff before a ledger that could not be advanced is tried again.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class LedgerStep:
         guard: AbstractContextManager[object] | None = None,
         reads_flow: bool = False,
         redoes: LedgerStep | None = None,
+        retry: Backoff = RETRY,
     ) -> None:
+        self._retry = retry
         self._redoing = redoes or self
         # Whether order flow that is filled in changes ledgers. A factor that is suspended meanwhile counts: the next
         # start has it again.
@@ -366,7 +369,7 @@ class LedgerStep:
 
     def _try_later(self, series: SeriesId, reason: str, now_s: float) -> None:
         lag = self._behind.get(series) or Lag("")
-        self._behind[series] = Lag(reason, lag.tries + 1, now_s + RETRY.delay_s(lag.tries))
+        self._behind[series] = Lag(reason, lag.tries + 1, now_s + self._retry.delay_s(lag.tries))
 
     def trim(self, store: CandleStore, series: SeriesId, before: int) -> None:
         """Trim the ledger before the candles that open before `before` are trimmed: events and drawings of these
