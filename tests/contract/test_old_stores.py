@@ -16,8 +16,7 @@ import pytest
 from klinesync.cli.history_store import stored_derived_step
 from klinesync.core.candle import MAX_TIME, NO_FLOW, Candle
 from klinesync.core.series_id import SeriesId
-from klinesync.market_data import store_scrub
-from klinesync.market_data.store_scrub import StoreScrub
+from klinesync.market_data.store_scrub import ScrubLimits, StoreScrub
 from klinesync.runtime.flags import load_flags
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.chunks import FORMAT, format_of
@@ -103,20 +102,18 @@ def test_candles_of_an_old_chunk_are_corrected_and_enriched_in_the_new_format(ol
     connection.close()
 
 
-async def test_chunks_of_an_earlier_format_are_packed_anew_beside_the_service(
-    old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_chunks_of_an_earlier_format_are_packed_anew_beside_the_service(old: Path) -> None:
     """Chunks are repacked a few at a time; a restart in between continues with the remaining series, and the candles
     stay as they were."""
     before = rows_of_version_7(old)
-    monkeypatch.setattr(store_scrub, "REPACKED_CHUNKS", 2)
+    few = ScrubLimits(repacked_chunks=2)
     async with SqliteDatabase(old) as database:
         remaining = await database.read(lambda store: store.repacking())
         assert len(remaining) == 6
-        await StoreScrub(database)._repack(remaining[0])
+        await StoreScrub(database, limits=few)._repack(remaining[0])
         assert await database.read(lambda store: store.repacking()) == remaining[1:]
     async with SqliteDatabase(old) as database:
-        await StoreScrub(database)._repack_all()
+        await StoreScrub(database, limits=few)._repack_all()
         assert await database.read(lambda store: store.repacking()) == []
         after = await database.read(content)
     assert {name: [row.ohlcv for row in rows] for name, rows in after.items()} == before

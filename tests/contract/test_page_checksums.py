@@ -14,8 +14,7 @@ from klinesync.core.candle import Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
-from klinesync.market_data import store_scrub
-from klinesync.market_data.store_scrub import StoreScrub
+from klinesync.market_data.store_scrub import ScrubLimits, StoreScrub
 from klinesync.storage import damage, page_checksums
 from klinesync.storage.backup import backup
 from klinesync.storage.candles import CandleStore
@@ -109,14 +108,12 @@ async def test_a_store_without_checksums_goes_on_without_and_a_repair_makes_one_
         assert await database.read(lambda store: store.between(BTC, 0, COUNT * 60)) == before
 
 
-async def test_the_scrub_tells_bad_pages_until_they_are_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SCRUB_PAUSE_S", "PAGE_REPEAT_S"):
-        monkeypatch.setattr(store_scrub, name, 0.0)
+async def test_the_scrub_tells_bad_pages_until_they_are_sound(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     await make(path)
     last = path.stat().st_size // PAGE_BYTES
     async with SqliteDatabase(path) as database:
-        scrub = StoreScrub(database)
+        scrub = StoreScrub(database, limits=ScrubLimits(pause_s=0.0, page_repeat_s=0.0))
         scrub.bind(())
         await scrub._scrub()
         assert not database.damage
@@ -134,14 +131,10 @@ async def test_the_scrub_tells_bad_pages_until_they_are_sound(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(("days", "readings"), [(0.0, 0), (1e-9, 3)])
-async def test_the_store_is_read_every_so_many_days(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: float, readings: int
-) -> None:
-    for name in ("SCRUB_BEGINS_S", "SCRUB_PAUSE_S", "RECHECK_S"):
-        monkeypatch.setattr(store_scrub, name, 0.0)
+async def test_the_store_is_read_every_so_many_days(tmp_path: Path, days: float, readings: int) -> None:
     await make(tmp_path / "store.sqlite")
     async with SqliteDatabase(tmp_path / "store.sqlite") as database:
-        scrub = StoreScrub(database, days)
+        scrub = StoreScrub(database, days, limits=ScrubLimits(begins_s=0.0, pause_s=0.0, recheck_s=0.0))
         scrub.bind(())
         task = asyncio.create_task(scrub.run())
         async with asyncio.timeout(60):

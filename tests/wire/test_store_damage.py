@@ -22,7 +22,11 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data import store_healer, store_scrub
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import USUAL_TUNING, Tuning
+from klinesync.market_data import store_scrub
+from klinesync.market_data.store_healer import HealTimings
+from klinesync.market_data.store_scrub import ScrubLimits
 from klinesync.storage import damage
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.chunks import first_time
@@ -40,6 +44,11 @@ START = 1_700_006_400 // 86400 * 86400
 COUNT = 2000
 POLL_S = 0.02
 PAGE_BYTES = 4096
+AT_ONCE = ScrubLimits(begins_s=0.0)
+READ_AT_ONCE = Tuning(scrub=AT_ONCE)
+# Damage stays as it is, as it does until the healer has come to it.
+NEVER = HealTimings(look_s=1e6)
+UNHEALED = Tuning(healing=NEVER)
 
 
 def candle(number: int, more: float = 0.0) -> Candle:
@@ -85,8 +94,9 @@ def put_back(store: CandleStore, chunks: Sequence[tuple[object, ...]]) -> None:
 
 
 @asynccontextmanager
-async def service_on(store: Path) -> AsyncIterator[Service]:
-    async with running_service(store, derived_timeframes="5m,1h", enable_ondemand_ingest="off") as service:
+async def service_on(store: Path, tuning: Tuning = USUAL_TUNING) -> AsyncIterator[Service]:
+    around, flags = Surroundings(tuning=tuning), {"derived_timeframes": "5m,1h", "enable_ondemand_ingest": "off"}
+    async with running_service(store, None, None, around, **flags) as service:
         yield service
 
 
@@ -129,11 +139,9 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
     statement: str,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    heal_never(monkeypatch)
     first, last = spoil(store, statement)
-    async with service_on(store) as service:
+    async with service_on(store, UNHEALED) as service:
         found = await page(service)
         times = [row["candle_time"] for row in found["candles"]]  # type: ignore[attr-defined]
         assert times == [t for t in range(START, START + COUNT * 60, 60) if not first <= t <= last]
@@ -181,30 +189,21 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
     assert audits[str(ETH)]["candle_count"] == COUNT + 1
 
 
-def heal_never(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Damage stays as it is, as it does until the healer has come to it."""
-    monkeypatch.setattr(store_healer, "HEAL_LOOK_S", 1e6)
-
-
 FIELDS = ("candle_time", "open", "high", "low", "close", "volume")
 
 
-async def test_damage_is_reported_without_a_reader(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
+async def test_damage_is_reported_without_a_reader(store: Path) -> None:
     spoil(store, CUT)
-    async with service_on(store) as service:
+    async with service_on(store, READ_AT_ONCE) as service:
         await wait_for_health(service, "store_damaged")
 
 
-async def test_health_is_well_again_once_the_chunk_can_be_read_again(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heal_never(monkeypatch)
+async def test_health_is_well_again_once_the_chunk_can_be_read_again(store: Path) -> None:
     connection = apsw.Connection(str(store))
     before = connection.execute("SELECT chunk_id, candles FROM candle_chunk").fetchall()
     connection.close()
     spoil(store, CUT)
-    async with service_on(store) as service:
+    async with service_on(store, UNHEALED) as service:
         await page(service)
         await wait_for_health(service, "store_damaged")
         # In a transaction of its own, because the writer may roll back its current transaction.
@@ -214,14 +213,9 @@ async def test_health_is_well_again_once_the_chunk_can_be_read_again(
         await wait_for_health_without_damage(service)
 
 
-async def test_a_notice_of_damage_ends_with_the_damage_without_a_reader(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
-    monkeypatch.setattr(store_scrub, "RECHECK_S", 0.05)
-    heal_never(monkeypatch)
+async def test_a_notice_of_damage_ends_with_the_damage_without_a_reader(store: Path) -> None:
     _, last = spoil(store, CUT)
-    async with service_on(store) as service:
+    async with service_on(store, Tuning(scrub=ScrubLimits(begins_s=0.0, recheck_s=0.05), healing=NEVER)) as service:
         await wait_for_health(service, "store_damaged")
         for series in (BTC, BTC.with_timeframe(Timeframe.parse("5m"))):
             await service.runtime._database.write(lambda store, of=series: store.trim(of, last + 60))  # type: ignore[misc]
@@ -323,11 +317,10 @@ TABLES = [
 
 @pytest.mark.parametrize("table", TABLES)
 async def test_whatever_table_is_damaged_the_status_is_red_the_log_is_short_and_what_is_acknowledged_is_stored(
-    store: Path, table: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    store: Path, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
     break_table(store, table)
-    async with service_on(store) as service:
+    async with service_on(store, READ_AT_ONCE) as service:
         acknowledged = []
         for number, more in ((COUNT, 0.0), (COUNT + 1, 0.0), (COUNT - 300, 0.5)):
             row = candle(number, more)
@@ -599,9 +592,8 @@ async def test_a_look_that_meets_a_bad_page_sees_one_state(store: Path) -> None:
         assert looks > 1
 
 
-async def test_a_damaged_ledger_is_computed_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
-    monkeypatch.setattr(store_healer, "HEAL_LOOK_S", 0.05)
+async def test_a_damaged_ledger_is_computed_again(store: Path) -> None:
+    soon = Tuning(scrub=AT_ONCE, healing=HealTimings(look_s=0.05))
 
     async def computed(service: Service) -> dict[str, object]:
         answer: dict[str, object] = {}
@@ -612,13 +604,13 @@ async def test_a_damaged_ledger_is_computed_again(store: Path, monkeypatch: pyte
         _, drawn = await service.get("/api/draw/delta", series_id=str(BTC), window_candles=2000)
         return drawn
 
-    async with service_on(store) as service:
+    async with service_on(store, soon) as service:
         before = await computed(service)
     connection = apsw.Connection(str(store))
     connection.execute("UPDATE drawing SET instruction = substr(instruction, 2) WHERE version_id = 5")
     connection.execute("UPDATE factor_event SET event = 'x' || event WHERE event_no = 0 AND visible_time > ?", (START,))
     connection.close()
-    async with service_on(store) as service:
+    async with service_on(store, soon) as service:
         async with asyncio.timeout(60):
             epoch: object = before["epoch"]
             while epoch == before["epoch"] or (await service.get("/api/market/status"))[1]["status"] == "red":

@@ -14,7 +14,10 @@ from klinesync.cli import main
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
-from klinesync.market_data import store_healer, store_scrub
+from klinesync.market.surroundings import Surroundings
+from klinesync.market.tuning import Tuning
+from klinesync.market_data.store_healer import HealTimings
+from klinesync.market_data.store_scrub import ScrubLimits
 from klinesync.sim.server import SimConfig, SimServer
 from klinesync.storage import page_checksums
 from support.running_service import Service, retrying, running_service
@@ -34,12 +37,9 @@ PAGE_BYTES = 4096
 Page = dict[int, dict[str, object]]
 
 
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scrub and the healer begin at once."""
-    monkeypatch.setattr(store_scrub, "SCRUB_BEGINS_S", 0.0)
-    monkeypatch.setattr(store_healer, "HEAL_LOOK_S", 0.05)
-    monkeypatch.setattr(store_healer, "SETTLE_LOOK_S", 0.05)
+# The scrub and the healer begin at once.
+SOON = Tuning(scrub=ScrubLimits(begins_s=0.0), healing=HealTimings(look_s=0.05, settle_s=0.05))
+AT_ONCE = Surroundings(tuning=SOON)
 
 
 async def page(service: Service, series: SeriesId) -> tuple[Page, list[object]]:
@@ -93,10 +93,10 @@ def spoil_first_chunks(store: Path) -> None:
 async def test_damaged_candles_are_fetched_or_computed_again(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with SimServer(SimConfig(speed=60)) as exchange:
-        async with running_service(store, exchange, **FLAGS) as service:
+        async with running_service(store, exchange, None, AT_ONCE, **FLAGS) as service:
             before = await stored_history(service)
         spoil_first_chunks(store)
-        async with running_service(store, exchange, None, retrying(0.2), **FLAGS) as service:
+        async with running_service(store, exchange, None, retrying(0.2, tuning=SOON), **FLAGS) as service:
             for series in (BTC, FIVE):
                 await until(service, series, lambda answer: answer["status_reason"] != "store_damaged")
             async with asyncio.timeout(TIMEOUT_S):
@@ -118,11 +118,14 @@ async def test_damaged_candles_are_fetched_or_computed_again(tmp_path: Path) -> 
 
 async def test_what_is_in_quarantine_stays_red_over_a_restart_and_is_lost_where_no_source_is(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
-    async with SimServer(SimConfig(speed=60)) as exchange, running_service(store, exchange, **FLAGS) as service:
+    async with (
+        SimServer(SimConfig(speed=60)) as exchange,
+        running_service(store, exchange, None, AT_ONCE, **FLAGS) as service,
+    ):
         await stored_history(service)
     spoil_first_chunks(store)
     for _ in range(2):
-        async with running_service(store, **FLAGS) as service:
+        async with running_service(store, None, None, AT_ONCE, **FLAGS) as service:
             await until(service, BTC, lambda answer: sum(answer["gaps"].values()) > 0)  # type: ignore[attr-defined]
             answer = await until(service, BTC, lambda answer: answer["status_reason"] == "store_damaged")
             assert answer["status"] == "red"
@@ -139,12 +142,12 @@ async def test_a_series_without_any_source_loses_what_was_damaged_and_says_so(tm
         for number in range(1500)
     ]
     flags = {"derived_timeframes": "5m", "enable_ondemand_ingest": "off"}
-    async with running_service(store, **flags) as service:
+    async with running_service(store, None, None, AT_ONCE, **flags) as service:
         body = {"series_id": str(alone), "candles": rows}
         status, answer = await service.post("/api/market/ingest/candles_closed", body)
         assert status == 200, answer
     spoil_first_chunks(store)
-    async with running_service(store, **flags) as service:
+    async with running_service(store, None, None, AT_ONCE, **flags) as service:
         for series in (alone, alone.with_timeframe(FIVE.timeframe)):
             answer = await until(service, series, lambda answer: answer["gaps"]["lost"] > 0)  # type: ignore[index]
             answer = await until(service, series, lambda answer: answer["status_reason"] != "store_damaged")
@@ -158,7 +161,7 @@ async def test_a_start_with_a_damaged_header_names_the_repair_after_which_everyt
     store = tmp_path / "store.sqlite"
     url = f"--database-url=sqlite:///{store}"
     async with SimServer(SimConfig(speed=60)) as exchange:
-        async with running_service(store, exchange, **FLAGS) as service:
+        async with running_service(store, exchange, None, AT_ONCE, **FLAGS) as service:
             before = await stored_history(service)
         raw = bytearray(store.read_bytes())
         raw[:16] = b"nonsense, no sql"
@@ -177,7 +180,7 @@ async def test_a_start_with_a_damaged_header_names_the_repair_after_which_everyt
         assert await asyncio.to_thread(main, ["verify", "--json", "--repair", url]) == 0
         assert json.loads(capsys.readouterr().out)["aside"] is None
 
-        async with running_service(store, exchange, None, retrying(0.2), **FLAGS) as service:
+        async with running_service(store, exchange, None, retrying(0.2, tuning=SOON), **FLAGS) as service:
             for series in (BTC, FIVE):
                 async with asyncio.timeout(TIMEOUT_S):
                     after: Page = {}
@@ -226,7 +229,7 @@ async def test_derived_candles_that_are_gone_without_a_trace_are_computed_again_
         for number in range(2000)
     ]
     flags = {"derived_timeframes": "5m", "enable_ondemand_ingest": "off"}
-    async with running_service(store, **flags) as service:
+    async with running_service(store, None, None, AT_ONCE, **flags) as service:
         body = {"series_id": str(alone), "candles": rows}
         status, answer = await service.post("/api/market/ingest/candles_closed", body)
         assert status == 200, answer
@@ -239,7 +242,7 @@ async def test_derived_candles_that_are_gone_without_a_trace_are_computed_again_
     connection.execute("DELETE FROM candle_chunk WHERE chunk_id >> 32 = ?", (number,))
     assert connection.changes() > 0
     connection.close()
-    async with running_service(store, **flags) as service, asyncio.timeout(TIMEOUT_S):
+    async with running_service(store, None, None, AT_ONCE, **flags) as service, asyncio.timeout(TIMEOUT_S):
         after: Page = {}
         while after != before:
             after, _ = await page(service, five)

@@ -111,7 +111,7 @@ def build_history(
             limits=limits,
             derived=derived_history.ensure_page,
         )
-    scrub = StoreScrub(writing.database, settings.scrub_days, around.clock)
+    scrub = StoreScrub(writing.database, settings.scrub_days, around.clock, around.tuning.scrub)
     known = KnownSeries(scope.known, around.bulkheads, around.clock.monotonic_s, around.tuning.known)
     return HistoryParts(
         board=board,
@@ -122,7 +122,11 @@ def build_history(
         coverage=coverage,
         scrub=scrub,
         healer=StoreHealer(
-            writing.database, writing.pipeline, Sources(writing.derived.base_of, scope.covers), around.clock
+            writing.database,
+            writing.pipeline,
+            Sources(writing.derived.base_of, scope.covers),
+            around.clock,
+            around.tuning.healing,
         ),
         reader=CandleReader(writing.database, known.known, coverage, scrub.ask, around.tuning.clients.catch_up_candles),
     )

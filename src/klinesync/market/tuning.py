@@ -15,6 +15,8 @@ from klinesync.market_data.known_series import USUAL_KNOWN, KnownLimits
 from klinesync.market_data.retention import USUAL_TRIMMING, Trimming
 from klinesync.market_data.startup_sync import RETRY
 from klinesync.market_data.status_service import MAX_STREAMS
+from klinesync.market_data.store_healer import USUAL_HEALING, HealTimings
+from klinesync.market_data.store_scrub import USUAL_SCRUB, ScrubLimits
 from klinesync.market_data.top_markets import USUAL_TOP, TopLimits
 from klinesync.pipelines.ledger_step import RETRY as LEDGER_RETRY
 from klinesync.ws.hub import USUAL_CLIENTS, ClientLimits
@@ -37,6 +39,7 @@ class Tuning:
     connections, bodies: connections to the server, and bodies of requests.
     top_markets: the most traded symbols.
     trimming: retention.
+    scrub, healing: reading all of the store, and healing what is damaged.
     known: requests whether an exchange lists a series.
     ledger_retry: backoff before a ledger that could not be advanced is tried again.
     startup_retry: backoff of a series of the whitelist that cannot be followed.
@@ -57,6 +60,8 @@ class Tuning:
     bodies: BodyLimits = USUAL_BODIES
     top_markets: TopLimits = USUAL_TOP
     trimming: Trimming = USUAL_TRIMMING
+    scrub: ScrubLimits = USUAL_SCRUB
+    healing: HealTimings = USUAL_HEALING
     known: KnownLimits = USUAL_KNOWN
     ledger_retry: Backoff = LEDGER_RETRY
     startup_retry: Backoff = RETRY

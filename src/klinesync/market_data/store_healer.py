@@ -29,12 +29,6 @@ from klinesync.storage.database import Database
 
 log = Log(__name__)
 
-# Pause between two looks at the board of damage, in seconds.
-HEAL_LOOK_S = 1.0
-# Pause before a part that could not be healed is tried again, in seconds.
-HEAL_RETRY_S = 30.0
-# Pause before candles in quarantine are looked for in the store again, in seconds.
-SETTLE_LOOK_S = 2.0
 # Most parts of one look.
 HEALED_AT_ONCE = 100
 # Most derived series that wait to be computed again; the next start computes the others.
@@ -46,6 +40,23 @@ NO_SOURCE = "they were damaged in the store, and no source gives candles of this
 
 _LEDGERS = frozenset({Kept.EVENTS, Kept.DRAWINGS, Kept.CHECKPOINTS, Kept.LEDGER})
 _Part: TypeAlias = tuple[SeriesId | None, Kept, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HealTimings:
+    """Pauses of the healer, in seconds.
+
+    look_s: between two looks at the board of damage.
+    retry_s: before a part that could not be healed is tried again.
+    settle_s: before candles in quarantine are looked for in the store again.
+    """
+
+    look_s: float = 1.0
+    retry_s: float = 30.0
+    settle_s: float = 2.0
+
+
+USUAL_HEALING = HealTimings()
 
 
 class Sources(NamedTuple):
@@ -75,15 +86,22 @@ class StoreHealer:
     pipeline: writes candles, and computes derived ones.
     sources: where candles come from.
     clock: our clock.
+    timings: its pauses.
     """
 
     def __init__(
-        self, database: Database, pipeline: IngestPipeline, sources: Sources, clock: Clock = SYSTEM_CLOCK
+        self,
+        database: Database,
+        pipeline: IngestPipeline,
+        sources: Sources,
+        clock: Clock = SYSTEM_CLOCK,
+        timings: HealTimings = USUAL_HEALING,
     ) -> None:
         self._database = database
         self._pipeline = pipeline
         self._sources = sources
         self._clock = clock
+        self._timings = timings
         self._subscribers: tuple[GapsDeclared, ...] | None = None
         self._again_at_s: dict[_Part, float] = {}
         self._unreadable = False
@@ -106,7 +124,7 @@ class StoreHealer:
         resumed = False
         while True:
             resumed = resumed or await self._resume()
-            await asyncio.sleep(HEAL_LOOK_S)
+            await asyncio.sleep(self._timings.look_s)
             if self._database.damage:
                 await self.heal()
             while self._to_compute:
@@ -139,7 +157,7 @@ class StoreHealer:
                     )
             if not healed:
                 settles = damage.kept is Kept.QUARANTINE
-                self._again_at_s[key] = now_s + (SETTLE_LOOK_S if settles else HEAL_RETRY_S)
+                self._again_at_s[key] = now_s + (self._timings.settle_s if settles else self._timings.retry_s)
 
     async def _resume(self) -> bool:
         """Put what is in quarantine since an earlier start on the board. Returns False when the store cannot be

@@ -29,33 +29,44 @@ from klinesync.storage.database import Database
 
 log = Log(__name__)
 
-# Pause before the scrub begins, in seconds, for the reads of the start.
-SCRUB_BEGINS_S = 1.0
 # Candles of a read, which takes some 2 ms.
 SCRUB_CANDLES = 5000
 # Pages of a read, which takes some 1 ms.
 SCRUB_PAGES = 64
-# How often a page that fails its checksum is looked at again before it counts as damaged, and the pause before, in
-# seconds: the page may be half written.
+# How often a page that fails its checksum is looked at again before it counts as damaged: it may be half written.
 PAGE_REPEATS = 3
-PAGE_REPEAT_S = 1.0
 # Numbers of damaged pages that are told.
 MAX_PAGES_TOLD = 20
 # Share of a scrub's progress that the pages of the file stand for.
 PAGES_PCT = 20.0
-# Pause between two reads, in seconds: the scrub takes at most a tenth of a core.
-SCRUB_PAUSE_S = 0.02
-# Pause after a failed read, in seconds.
-SCRUB_RETRY_S = 5.0
-# Chunks that one transaction looks at while those of an earlier format are packed anew: some 3 ms of the writer.
-REPACKED_CHUNKS = 8
-# Pause between two checks of damaged parts, in seconds.
-RECHECK_S = 30.0
 # Damaged parts of a check.
 RECHECK_PARTS = 100
 # Most series that wait for a scrub because a reader found missing candles; further series are found again.
 MAX_ASKED = 1000
 
+
+@dataclass(frozen=True, slots=True)
+class ScrubLimits:
+    """How fast the store is read.
+
+    begins_s: pause before the scrub begins, in seconds, for the reads of the start.
+    pause_s: pause between two reads, in seconds: the scrub takes at most a tenth of a core.
+    retry_s: pause after a failed read, in seconds.
+    page_repeat_s: pause before a page that fails its checksum is looked at again, in seconds.
+    recheck_s: pause between two checks of damaged parts, in seconds.
+    repacked_chunks: chunks that one transaction looks at while those of an earlier format are packed anew; the default
+        takes some 3 ms of the writer.
+    """
+
+    begins_s: float = 1.0
+    pause_s: float = 0.02
+    retry_s: float = 5.0
+    page_repeat_s: float = 1.0
+    recheck_s: float = 30.0
+    repacked_chunks: int = 8
+
+
+USUAL_SCRUB = ScrubLimits()
 
 # Takes a series that has new gaps in the ledger; returns at once.
 GapsDeclared = Callable[[SeriesId], None]
@@ -95,12 +106,20 @@ class StoreScrub:
     database: the store.
     days: days from the start of one reading to that of the next; 0: the store is not read. 7 by default.
     clock: our clock.
+    limits: how fast it is read.
     """
 
-    def __init__(self, database: Database, days: float = 7.0, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        database: Database,
+        days: float = 7.0,
+        clock: Clock = SYSTEM_CLOCK,
+        limits: ScrubLimits = USUAL_SCRUB,
+    ) -> None:
         self._database = database
         self._days = days
         self._clock = clock
+        self._limits = limits
         self._bad_pages: list[int] = []
         self.progress = ScrubProgress()
         self._subscribers: tuple[GapsDeclared, ...] | None = None
@@ -126,7 +145,7 @@ class StoreScrub:
 
     async def run(self) -> None:
         """Read all of the store, then series after `ask`, and damaged parts, until cancelled."""
-        await asyncio.sleep(SCRUB_BEGINS_S)
+        await asyncio.sleep(self._limits.begins_s)
         repacked = False
         while True:
             due_s = self._clock.monotonic_s() + self._days * DAY_S if self._days else float("inf")
@@ -142,7 +161,7 @@ class StoreScrub:
         damage that was left out."""
         while self._clock.monotonic_s() < due_s and not (self._days and self._database.damage.take_overflow()):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RECHECK_S):
+                async with asyncio.timeout(self._limits.recheck_s):
                     await self._arrived.wait()
             self._arrived.clear()
             while self._asked:
@@ -168,7 +187,7 @@ class StoreScrub:
         first, bad = 1, []
         try:
             while True:
-                await asyncio.sleep(SCRUB_PAUSE_S)
+                await asyncio.sleep(self._limits.pause_s)
                 wrong, count = await self._database.check_pages(first, SCRUB_PAGES)
                 if not count:
                     break
@@ -176,7 +195,7 @@ class StoreScrub:
                 first += count
             for _ in range(PAGE_REPEATS):
                 if bad:
-                    await asyncio.sleep(PAGE_REPEAT_S)
+                    await asyncio.sleep(self._limits.page_repeat_s)
                     bad = [page for page in bad if (await self._database.check_pages(page, 1))[0]]
         except StoreError as error:
             log.warning("store.scrub_failed", "the pages of its file cannot be checked", error=error)
@@ -198,7 +217,7 @@ class StoreScrub:
         with contextlib.suppress(StoreError):  # still damaged, as reported
             self._note_pages([page for page in self._bad_pages if (await self._database.check_pages(page, 1))[0]])
         for damage in self._parts_in_turn():
-            await asyncio.sleep(SCRUB_PAUSE_S)
+            await asyncio.sleep(self._limits.pause_s)
             with contextlib.suppress(StoreError):  # still damaged, as reported
                 await self._database.read(lambda store, damage=damage: store.recheck(damage))  # type: ignore[misc]
 
@@ -215,7 +234,7 @@ class StoreScrub:
             try:
                 return await self._database.read(lambda store: store.series())
             except StoreError:  # readers report the error
-                await asyncio.sleep(SCRUB_RETRY_S)
+                await asyncio.sleep(self._limits.retry_s)
 
     async def _repack_all(self) -> None:
         """Pack the chunks of an earlier format anew, a few at a time. A restart goes on with the series that remain."""
@@ -233,17 +252,18 @@ class StoreScrub:
 
     async def _repack(self, series: SeriesId) -> None:
         first: int | None = 0
+        most = self._limits.repacked_chunks
         with contextlib.suppress(StoreDamaged):  # noted where it was met; the next start tries again
             while first is not None:
-                await asyncio.sleep(SCRUB_PAUSE_S)
+                await asyncio.sleep(self._limits.pause_s)
                 first = await self._database.write(
-                    lambda store, first=first: store.repack(series, first, REPACKED_CHUNKS)  # type: ignore[misc]
+                    lambda store, first=first: store.repack(series, first, most)  # type: ignore[misc]
                 )
 
     async def _read(self, series: SeriesId) -> None:
         since = -1
         while True:
-            await asyncio.sleep(SCRUB_PAUSE_S)
+            await asyncio.sleep(self._limits.pause_s)
             try:
                 read = await self._database.read(lambda store, since=since: look_for_holes(store, series, since))  # type: ignore[misc]
                 if read is None:
