@@ -22,6 +22,7 @@ from klinesync.history import natives
 from klinesync.history.board import BackfillBoard
 from klinesync.history.limits import USUAL_LIMITS, HistoryLimits
 from klinesync.history.missing import Need, Reason
+from klinesync.history.native_folds import BESIDE
 from klinesync.history.pending import RetryPolicy
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.service import HistoryService
@@ -40,6 +41,12 @@ TIMEOUT_S = 10.0
 
 def wanted(first: int, end: int = 100) -> Need:
     return Need(FIVES, Span(first * STEP_S, end * STEP_S), Reason.NATIVE, "derived", Urgency.READ)
+
+
+def request(first: int, end: int, source: SeriesId = FIVES) -> tuple[int, int]:
+    """The buckets of a request for these, as `World.asked` has it: a fold has parts on both sides beside."""
+    beside_s = 0 if source == FIVES else BESIDE * 60
+    return -(-(first * STEP_S - beside_s) // STEP_S), (end * STEP_S + beside_s) // STEP_S
 
 
 class World:
@@ -131,8 +138,8 @@ async def test_a_native_candle_that_is_not_shown_yet_is_retried_alone(tmp_path: 
         world.shown, world.shown_later = set(range(90, 99)), {99}
         world.history.submit(wanted(90))
         await world.until(lambda: not world.history.needs_of(FIVES))
-        assert world.asked[0] == (90, 100)
-        assert set(world.asked[1:]) == {(99, 100)}
+        assert world.asked[0] == request(90, 100, source)
+        assert set(world.asked[1:]) == {request(99, 100, source)}
         assert await world.stored() == list(range(90, 100))
 
 
@@ -179,7 +186,8 @@ async def test_candles_of_a_timeframe_that_the_exchange_lacks_are_folded_the_new
         world.shown = set(range(85, 100))
         world.history.submit(wanted(70))
         await world.until(lambda: not world.history.needs_of(FIVES))
-        assert world.asked == [(96, 100), (92, 96), (88, 92), (84, 88)], "84 has nothing: the exchange begins at 85"
+        parts = [(96, 100), (92, 96), (88, 92), (84, 88)]  # 84 has nothing: the exchange begins at 85
+        assert world.asked == [request(first, end, BASE) for first, end in parts]
         assert await world.stored() == list(range(85, 100))
         assert world.history.nothing_before(FIVES) == Span(70 * STEP_S, 85 * STEP_S)
         stored = await world.database.read(lambda store: store.oldest(FIVES, 1, since=-1))
@@ -194,6 +202,17 @@ async def test_an_exchange_without_candles_that_can_be_folded_is_not_asked_for_a
         (need,) = world.history.needs_of(FIVES)
         assert need.last_answer == f"binance has no candles that give those of {FIVES}"
         assert world.asked == []
+
+
+async def test_gaps_of_several_parts_at_both_ends_are_proved_by_the_parts_beyond_them(tmp_path: Path) -> None:
+    """A market that trades seldom: the part directly before and after what is wanted is missing too."""
+    async with world_on(tmp_path, BASE) as world:
+        world.shown, world.proves = set(range(80, 110)), True
+        begins, ends = 95 * STEP_S, 97 * STEP_S
+        world.holes = set(range(begins - 300, begins + 120, 60)) | set(range(ends - 120, ends + 300, 60))
+        world.history.submit(wanted(95, 97))
+        await world.until(lambda: not world.history.needs_of(FIVES))
+        assert await world.stored() == [95, 96]
 
 
 async def test_a_gap_with_which_a_folded_candle_begins_is_proved_by_the_part_before_it(tmp_path: Path) -> None:

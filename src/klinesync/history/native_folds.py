@@ -18,6 +18,9 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.exchange import BOTH_NEIGHBOURS, HistoryPage
 from klinesync.history.reading import Pages
 
+# Parts before and after a span that are requested with it. A market that trades seldom has gaps of several parts, and a
+# gap is proved empty by the candles on both of its sides.
+BESIDE = 24
 # Most folded candles of a page, so that its transaction is short.
 PAGE_CANDLES = 1000
 
@@ -74,12 +77,12 @@ class NativeFold:
 
     @property
     def asked(self) -> Span:
-        """The open times to request. A fold requests a part before the span and a part after it too, so that a gap at
+        """The open times to request. A fold requests `BESIDE` parts before the span and after it too, so that a gap at
         either end of the span has both neighbours."""
         start, end = self.span
         if self.part == self.target:
             return self.span
-        return Span(max(0, self.part.shift(start, -1)), self.part.next(end))
+        return Span(max(0, self.part.shift(start, -BESIDE)), self.part.shift(end, BESIDE))
 
     async def pages(self, pages: Pages) -> Pages:
         """The pages of `target` that are folded from all `pages` of `part`; the same pages when both are the same.
