@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 from random import Random
 
+import apsw
 import pytest
 
 from klinesync.core.candle import MAX_TIME, Candle
@@ -16,6 +17,7 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.market_data.verify import verify
 from klinesync.market_data.verify_ledger import LedgerVerifier
+from klinesync.storage import page_checksums
 from klinesync.storage.repair import repair
 from klinesync.storage.sqlite_reader import SqliteReader
 from support.rotten_store import (
@@ -132,3 +134,22 @@ def read_all(store: object, series: str) -> None:
 
     assert isinstance(store, CandleStore)
     store.oldest(SeriesId.parse(series), MAX_TIME, since=-1, strict=False)
+
+
+async def test_candles_that_are_gone_from_the_beginning_of_a_series_are_missed_and_healed(
+    sound: Path, expected: dict[str, object], tmp_path: Path
+) -> None:
+    """Nothing lies before them, so that they leave no hole between stored candles."""
+    path = copied(sound, tmp_path)
+    page_checksums.load()
+    connection = apsw.Connection(str(path))
+    connection.execute("DELETE FROM candle_chunk WHERE chunk_id = (SELECT min(chunk_id) FROM candle_chunk)")
+    connection.close()
+    assert f"{SERIES[0]}: hole_not_in_ledger" in findings(path)
+    done = repair(path, 2_000_000_000)
+    assert list(done.lost) == [SERIES[0]]
+    async with opened(path) as parts:
+        await heal(parts)
+    assert findings(path) == []
+    with SqliteReader(path) as store:
+        assert store.read(content) == expected
