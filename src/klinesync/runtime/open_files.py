@@ -9,6 +9,8 @@ from klinesync.core.errors import KlinesyncError
 
 # Least limit of open files for a command with an event loop: the store has eight, each connection one.
 LEAST_OPEN_FILES = 64
+# The usual limit of a system. Where it is reached, twice the limit is advised.
+USUAL_OPEN_FILES = 1024
 
 
 class TooFewFiles(KlinesyncError):
@@ -19,7 +21,10 @@ class TooFewFiles(KlinesyncError):
     def __init__(self, least: int | None = None) -> None:
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         needs = "which are too few" if least is None else f"and {least} are needed at least"
-        super().__init__(f"the system lets this process open {allowed} files, {needs}; raise the limit: ulimit -n 1024")
+        super().__init__(
+            f"the system lets this process open {allowed} files, {needs}; raise the limit: ulimit -n "
+            f"{max(USUAL_OPEN_FILES, 2 * allowed)}"
+        )
 
 
 def require_open_files() -> None:
