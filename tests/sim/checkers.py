@@ -3,7 +3,7 @@ invariants hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import apsw
@@ -141,12 +141,17 @@ def _tolerated(exchange: SimulatedExchange, series: SeriesId, candle: Candle) ->
     return not revised and exchange.known(series, candle)
 
 
-def check_clients(witness: Witness, clients: Iterable[SimulatedClient], most: int) -> list[str]:
-    """Settled: every client's candles equal the store after its `since`. A catch-up sends at most `most` candles."""
+def check_clients(
+    witness: Witness, clients: Iterable[SimulatedClient], most: int, rotten: Container[SeriesId] = ()
+) -> list[str]:
+    """Settled: every client's candles equal the store after its `since`. A catch-up sends at most `most` candles;
+    fewer, and says so, while candles of a `rotten` series cannot be read."""
     wrong = []
     for client in clients:
         wrong += [
-            f"{client.name}: {sentence}" for view in client.views.values() for sentence in _picture(witness, view, most)
+            f"{client.name}: {sentence}"
+            for view in client.views.values()
+            for sentence in _picture(witness, view, 0 if view.series in rotten else most)
         ]
     return wrong[:MOST_SENTENCES]
 
