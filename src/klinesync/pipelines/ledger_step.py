@@ -337,7 +337,7 @@ class LedgerStep:
         """As `leave_behind`, of candles that changed from `time` on."""
         ledger = store.ledger.get(series)
         if ledger is not None and _reaches(ledger, time):
-            store.ledger.put(series, ledger._replace(fingerprint=""))
+            store.ledger.put(series, ledger._replace(fingerprint="", record_id=_next_record(ledger)))
         if not self.idle and series not in self._behind:
             self.put_off(series, error, now_s)
 
@@ -491,7 +491,7 @@ class LedgerStep:
             return ledger
         except ForeignStates as error:
             log.warning("ledger.rebuilt", "its factors are computed anew", series=series, error=error)
-            ledger = ledger._replace(fingerprint="")
+            ledger = ledger._replace(fingerprint="", record_id=_next_record(ledger))
             store.ledger.put(series, ledger)
             self._behind[series] = Lag("states that cannot be read")
             return ledger
