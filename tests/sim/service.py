@@ -33,7 +33,7 @@ from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.flags import RuntimeFlags
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.sqlite import InThreadSqliteDatabase
-from klinesync.ws.hub import ClientLimits
+from klinesync.ws.outbox import ClientLimits
 from sim.exchange import MINUTE_S
 from sim.network import CALM, Network, Session
 from sim.plugins import INDICATORS

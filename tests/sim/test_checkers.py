@@ -52,7 +52,8 @@ from klinesync.storage.candles import CandleStore
 from klinesync.storage.ledger import LedgerStore
 from klinesync.storage.records import Ledger
 from klinesync.ws import protocol
-from klinesync.ws.hub import CandleHub, Outbox
+from klinesync.ws.hub import CandleHub
+from klinesync.ws.outbox import Outbox
 from klinesync.ws.session import Announcement, Subscription
 from sim import service
 from sim.runs import known_outcome

@@ -12,9 +12,10 @@ from klinesync.core.stream_state import StreamState
 from klinesync.exchanges.contact import StreamStatus
 from klinesync.market_data.read_services import CatchUp
 from klinesync.market_data.ws_services import WsSubscriptionCoordinator
-from klinesync.ws import hub as hub_module
+from klinesync.ws import outbox as outbox_module
 from klinesync.ws.frames import payload_of, text_frame
-from klinesync.ws.hub import CandleHub, Client, ClientLimits, Outbox
+from klinesync.ws.hub import CandleHub, Client
+from klinesync.ws.outbox import ClientLimits, Outbox
 from klinesync.ws.session import Subscription
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
@@ -86,7 +87,7 @@ async def test_a_catch_up_waits_for_room() -> None:
     await outbox.room()
     outbox.pause()
     frame = text_frame(b"{}")
-    outbox.put([frame] * (hub_module.ROOM_MESSAGES + 1))
+    outbox.put([frame] * (outbox_module.ROOM_MESSAGES + 1))
     waiting = asyncio.create_task(outbox.room())
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -99,7 +100,7 @@ async def test_a_client_that_reads_nothing_while_its_catch_up_waits_is_closed_wi
     wire = Wire()
     outbox = Outbox(wire, ClientLimits(room_patience_s=0.01))
     outbox.pause()
-    outbox.put([text_frame(b"{}")] * (hub_module.ROOM_MESSAGES + 1))
+    outbox.put([text_frame(b"{}")] * (outbox_module.ROOM_MESSAGES + 1))
     await outbox.room()
     assert [outbox.ended, wire.closed] == [1013, 1013]
 
@@ -107,7 +108,7 @@ async def test_a_client_that_reads_nothing_while_its_catch_up_waits_is_closed_wi
 async def test_a_wait_for_room_ends_when_the_client_disconnects() -> None:
     outbox = Outbox(Wire())
     outbox.pause()
-    outbox.put([text_frame(b"{}")] * (hub_module.ROOM_MESSAGES + 1))
+    outbox.put([text_frame(b"{}")] * (outbox_module.ROOM_MESSAGES + 1))
     waiting = asyncio.create_task(outbox.room())
     await asyncio.sleep(0)
     outbox.abandon()
@@ -117,8 +118,8 @@ async def test_a_wait_for_room_ends_when_the_client_disconnects() -> None:
 def test_a_catch_up_does_not_make_a_client_slow() -> None:
     from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
-    most = hub_module.ROOM_MESSAGES + 2 * CATCH_UP_MAX_CANDLES  # a gap before each candle
-    assert most <= hub_module.USUAL_CLIENTS.max_messages // 2
+    most = outbox_module.ROOM_MESSAGES + 2 * CATCH_UP_MAX_CANDLES  # a gap before each candle
+    assert most <= outbox_module.USUAL_CLIENTS.max_messages // 2
 
 
 class Writes:
@@ -177,12 +178,12 @@ async def test_joined_messages_of_a_client_that_reads_never_make_it_slow() -> No
     client = Client(wire)
     hub.connected(client)
     frame = b"x" * 300
-    for _ in range(2 * hub_module.USUAL_CLIENTS.max_messages):
+    for _ in range(2 * outbox_module.USUAL_CLIENTS.max_messages):
         client.outbox.put([frame])
     await asyncio.sleep(0)
     assert client.outbox.ended is None
-    assert sum(map(len, wire.writes)) == 2 * hub_module.USUAL_CLIENTS.max_messages
-    assert max(sum(map(len, frames)) for frames in wire.writes) <= hub_module.WRITE_BYTES + len(frame)
+    assert sum(map(len, wire.writes)) == 2 * outbox_module.USUAL_CLIENTS.max_messages
+    assert max(sum(map(len, frames)) for frames in wire.writes) <= outbox_module.WRITE_BYTES + len(frame)
 
 
 async def test_joined_messages_come_before_the_close() -> None:

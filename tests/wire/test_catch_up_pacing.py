@@ -19,8 +19,8 @@ from klinesync.market.tuning import Tuning
 from klinesync.market_data import ws_services
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.records import Origin
-from klinesync.ws import hub
-from klinesync.ws.hub import USUAL_CLIENTS, ClientLimits
+from klinesync.ws import outbox
+from klinesync.ws.outbox import USUAL_CLIENTS, ClientLimits
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 from support.running_service import Service, running_service
 from support.waiting import until
@@ -109,7 +109,7 @@ async def test_other_messages_of_a_client_do_not_wait_for_its_catch_ups(service:
 
 
 async def test_catch_ups_alone_never_close_a_client_and_one_page_waits_at_a_time(tmp_path: Path) -> None:
-    most_messages = hub.ROOM_MESSAGES + CATCH_UP_MAX_CANDLES + 2 * len(NAMES) + 1
+    most_messages = outbox.ROOM_MESSAGES + CATCH_UP_MAX_CANDLES + 2 * len(NAMES) + 1
     async with stocked(tmp_path, ClientLimits(max_messages=most_messages)) as service:
         session, client, _ = await connect(service)
         async with session:
@@ -136,7 +136,7 @@ MANY = [SeriesId.parse(f"binance:spot:MANY{number}/USDT:1m") for number in range
 async def test_a_thousand_catch_ups_of_one_connection_hold_one_page_and_do_not_close_it(tmp_path: Path) -> None:
     each = 40
     rows = [Candle(START + 60 * minute, 1.0, 2.0, 0.5, 1.5, 10.0) for minute in range(each)]
-    most_messages = hub.ROOM_MESSAGES + each + 2 * len(MANY)  # acknowledgements come at once
+    most_messages = outbox.ROOM_MESSAGES + each + 2 * len(MANY)  # acknowledgements come at once
     around = Surroundings(tuning=Tuning(clients=ClientLimits(max_messages=most_messages)))
 
     def fill(store: CandleStore) -> None:
@@ -210,6 +210,6 @@ async def test_a_defect_in_a_catch_up_closes_its_connection_and_is_counted(
     async with service.http.ws_connect(service.url + "/ws/market") as client:
         await client.send_json({"type": "subscribe", "series_id": NAMES[0], "since": 0})
         message = await client.receive(timeout=30)
-        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, hub.CLOSE_DEFECT)
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, outbox.CLOSE_DEFECT)
     assert sum(service.runtime.bulkheads.counts.values()) == 1
     assert (await service.get("/readyz"))[0] == 200

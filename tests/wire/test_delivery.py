@@ -25,7 +25,8 @@ from klinesync.market import ws_transport
 from klinesync.market.limits import ConnectionLimits
 from klinesync.market.surroundings import Surroundings
 from klinesync.market.tuning import USUAL_TUNING, Tuning
-from klinesync.ws.hub import Client, ClientLimits
+from klinesync.ws.hub import Client
+from klinesync.ws.outbox import ClientLimits
 from klinesync.ws.rate import USUAL_RATE, RateLimits
 from support.running_service import Service, running_service
 from support.waiting import until

@@ -19,7 +19,7 @@ from klinesync.market_data.store_healer import USUAL_HEALING, HealTimings
 from klinesync.market_data.store_scrub import USUAL_SCRUB, ScrubLimits
 from klinesync.market_data.top_markets import USUAL_TOP, TopLimits
 from klinesync.pipelines.ledger_step import RETRY as LEDGER_RETRY
-from klinesync.ws.hub import USUAL_CLIENTS, ClientLimits
+from klinesync.ws.outbox import USUAL_CLIENTS, ClientLimits
 
 # Interval of checks of the store, in seconds.
 STORE_PROBE_S = 5.0

@@ -39,7 +39,8 @@ from klinesync.market_data.ws_services import WsSubscriptionCoordinator
 from klinesync.runtime.bulkheads import Part
 from klinesync.ws import protocol
 from klinesync.ws.frames import payload_of
-from klinesync.ws.hub import CLOSE_DEFECT, CLOSE_POLICY_VIOLATION, Client, ClientLimits
+from klinesync.ws.hub import Client
+from klinesync.ws.outbox import CLOSE_DEFECT, CLOSE_POLICY_VIOLATION, ClientLimits
 from klinesync.ws.rate import MessageRate, Verdict
 
 # Longest message of a client, in bytes.

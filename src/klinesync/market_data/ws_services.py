@@ -17,7 +17,8 @@ from klinesync.runtime.clock import SYSTEM_CLOCK, Monotonic
 from klinesync.runtime.log_events import Log
 from klinesync.runtime.log_limit import LogLimit
 from klinesync.ws import protocol
-from klinesync.ws.hub import CLOSE_DEFECT, CandleHub, Client, ClientLimits
+from klinesync.ws.hub import CandleHub, Client
+from klinesync.ws.outbox import CLOSE_DEFECT, ClientLimits
 from klinesync.ws.protocol import BadMessage, Ping, Subscribe, Unsubscribe, WsMessageParser
 from klinesync.ws.session import Subscription
 
