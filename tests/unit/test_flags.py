@@ -191,5 +191,6 @@ def test_the_flags_are_those_of_the_contract() -> None:
         binance_spot_rest_url binance_spot_ws_url binance_futures_rest_url binance_futures_ws_url"""
     own = {"binance_ws_streams_per_connection", "binance_rest_weight_share", "audit_interval_s"}
     own |= {"log_format", "log_level", "archive_url", "derived_native_candles", "enable_environment_proxies"}
+    own |= {"store_scrub_days"}
     assert [name for name in RuntimeFlags.model_fields if name not in own] == names.split()
     assert own <= RuntimeFlags.model_fields.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 
@@ -63,11 +64,13 @@ async def test_messages_of_a_rebuild_are_throttled_and_its_end_is_sent() -> None
     states = []
     for left in (True, True, True, False):
         teller.ledger(progress(left=left))
+        await asyncio.sleep(0)  # messages of one step of the loop are one write
         states += [one["data"]["state"] for one in wire.taken()]  # type: ignore[index]  # a system message has data
     assert states == ["running", "done"], "not each of its steps"
     teller.ledger(progress(left=True))
     clock.now_s += REBUILD_TELL_EVERY_S
     teller.ledger(progress(left=True))
+    await asyncio.sleep(0)
     assert [one["event"] for one in wire.taken()] == ["factor.rebuild"] * 2
 
 
