@@ -1,7 +1,4 @@
-"""CandleHub: publishes candles of the pipeline to clients. Publishing never waits; each client has a bounded outbox.
-
-The file is longer than others: what a commit sends, and to whom, is decided over the same few tables of subscriptions.
-"""
+"""CandleHub: publishes candles of the pipeline to clients. Publishing never waits; each client has a bounded outbox."""
 
 from __future__ import annotations
 
