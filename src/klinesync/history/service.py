@@ -64,18 +64,19 @@ class HistoryService:
             self._ports.warn("history.queue_full", need.series, "the queue has no room for all missing candles")
         self._changed.set()
 
-    def look(self, series: SeriesId, find: Find, page_start: int | None = None) -> bool:
+    def look(self, series: SeriesId, find: Find, page_start: int | None = None, *, anew: bool = False) -> bool:
         """Queue a lookup of the needs of a read, and return at once. The needs that are found are submitted.
 
         series: the series that was read.
         find: looks up the needs in the store.
         page_start: where the page that was read would begin if it were full; None (the default): it is full, or none
             was read.
+        anew: whether to look also when the same lookup ended a moment ago: what it found has changed. False by default.
 
         Returns False when the same lookup ended a moment ago, or the queue has no room.
         """
         look = Look(series, Urgency.READ, page_start, find)
-        if self._queue.looked_lately(look, self._ports.monotonic()):
+        if not anew and self._queue.looked_lately(look, self._ports.monotonic()):
             return False
         fits = self._queue.look(look)
         if not fits:

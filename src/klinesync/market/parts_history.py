@@ -148,7 +148,7 @@ class GapReading:
     def declared(self, series: SeriesId) -> None:
         """See `GapsDeclared`."""
         if self.derived.derives(series):
-            self.derived_history.ensure(series)
+            self.derived_history.declared(series)
         else:
             self.backfill.request_declared(series)
 

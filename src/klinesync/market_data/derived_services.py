@@ -198,9 +198,15 @@ class DerivedHistory:
         """Request the missing history of a series that is read or watched; returns at once. A series that is not
         derived is ignored. `page_start`: where the page would begin if it were full; None (the default): it is full, or
         none was read. Returns whether a lookup was queued."""
-        if not self._derived.derives(series) or not self._covers(self._derived.base_of(series)):
-            return False
-        return self._history.look(series, self._find, page_start)
+        return self._can_ask(series) and self._history.look(series, self._find, page_start)
+
+    def declared(self, series: SeriesId) -> None:
+        """See `GapsDeclared`: as `ensure`, also when the series was looked up a moment ago."""
+        if self._can_ask(series):
+            self._history.look(series, self._find, anew=True)
+
+    def _can_ask(self, series: SeriesId) -> bool:
+        return self._derived.derives(series) and self._covers(self._derived.base_of(series))
 
     def published(self, applied: Applied) -> None:
         """Closed candles, after their commit."""
