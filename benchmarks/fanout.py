@@ -169,8 +169,9 @@ class Clients:
                 assert answer.startswith(b"HTTP/1.1 101"), answer
                 one.sendall(masked(request))
             for one in opened:
-                if subscribe:
-                    assert b'"subscribed"' in one.recv(4096)
+                told = b""
+                while subscribe and b'"caught_up"' not in told:
+                    told += one.recv(4096)
                 one.setblocking(False)
                 self._poll.register(one, select.EPOLLIN)
                 self._sockets[one.fileno()] = one

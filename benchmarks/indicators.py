@@ -85,7 +85,7 @@ def bare_live(columns: Columns, coming: list[Candle]) -> None:
         stream.RSI(close, 14),
     ]  # fmt: skip
     atr = stream.ATR(columns.high, columns.low, close, 14)
-    for _, _, high, low, price, _ in coming:
+    for _, _, high, low, price, *_ in coming:
         for single in singles:
             single.update(price)
         atr.update(high, low, price)

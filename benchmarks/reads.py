@@ -98,7 +98,7 @@ def bare_application(path: Path) -> Any:
             if len(rows) >= limit:
                 break
         candles = list(starmap(CandleOut, rows[-limit:]))
-        body = encode({"series_id": name, "server_head_time": head, "candles": candles})
+        body = encode({"series_id": name, "server_head_time": head, "candles": candles, "gaps": []})
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
