@@ -129,11 +129,12 @@ async def test_deep_history_is_read_oldest_part_first_beside_live_candles_with_p
         async def watch() -> None:
             async with service.http.ws_connect(service.url + "/ws/market") as socket:
                 for series in (BTC, BTC.with_timeframe(FIVE)):
-                    await socket.send_json({"type": "subscribe", "series_id": str(series)})
-                begun.set()
+                    await socket.send_json({"type": "subscribe", "series_id": str(series), "ack": True})
                 async for frame in socket:
                     message = frame.json()
-                    if message["type"] == "candle_closed" and not message.get("revised"):
+                    if message["type"] == "subscribed" and message["series_id"] != str(BTC):
+                        begun.set()  # both are, in order
+                    elif message["type"] == "candle_closed" and not message.get("revised"):
                         if message["series_id"] == str(BTC):
                             closed.append(message["candle"]["candle_time"])
                     elif message["type"] == "system" and message["event"] == "backfill.progress":
