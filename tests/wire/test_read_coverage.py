@@ -293,7 +293,7 @@ async def test_a_ban_during_a_read_keeps_the_candles_before_and_delays_the_rest(
     around = retrying(0.05, tuning=Tuning(binance_rest=blocks))
     async with reading(tmp_path, around=around, max_candles=2500) as world:
         # Symbols, time and the first page are answered; then 429, and a further request is banned.
-        fault: Fault = RateLimit(after=3, count=1, retry_after_s=1, ban_s=6.0)
+        fault: Fault = RateLimit(after=3, count=1, retry_after_s=4, ban_s=9.0)
         world.exchange.faults.add(fault)
         first = NEWEST + 60 - 2500 * 60
         second = first + 999 * 60  # the last of the first page
