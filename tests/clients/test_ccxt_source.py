@@ -27,6 +27,7 @@ from klinesync.exchanges.ccxt.client import CcxtClient
 from klinesync.exchanges.ccxt.exchange import CcxtExchange
 from klinesync.exchanges.ccxt.installed import Ccxt
 from klinesync.exchanges.ccxt.thread import CcxtThread
+from klinesync.exchanges.ccxt.timings import CcxtTimings
 from klinesync.exchanges.ccxt.turn_queue import Kind
 from klinesync.exchanges.exchange import Errand, KlineEvent, StreamCallbacks, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
@@ -127,7 +128,7 @@ async def rig(exchange: SimulatedExchange, **abilities: bool | None) -> AsyncIte
         final_margin_s=MARGIN_S,
         monotonic=time.monotonic,
         rng=random.Random(1),
-        poll_least_s=POLL_S,
+        timings=CcxtTimings(poll_least_s=POLL_S),
     )
     try:
         yield Rig(source, Told(clocks))
