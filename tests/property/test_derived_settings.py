@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from klinesync.core.candle import Candle
+from klinesync.core.derived import fold
 from klinesync.core.errors import DerivedSeries
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
@@ -120,6 +121,18 @@ def test_verify_is_clean_after_any_sequence_of_flags(
         path = Path(folder) / "store.sqlite"
         for (base, targets), writes in runs:
             asyncio.run(run(path, base, targets, writes))
+
+
+def test_a_candle_of_a_former_target_is_computed_once_the_minutes_of_its_bucket_are_there(tmp_path: Path) -> None:
+    """Other candles stay in a bucket that is incomplete in the base, also while the timeframe is no target any more;
+    minutes in one piece, and one by one."""
+    for name, last in (("at_once", [(1, 4)]), ("one_by_one", [(1, 1), (2, 1), (3, 1), (4, 1)])):
+        path = tmp_path / name
+        asyncio.run(run(path, "1m", ("15m",), [("stream", "1m", 0, 1, 0), ("stream", "5m", 0, 1, 1)]))
+        asyncio.run(run(path, "1m", ("5m", "15m"), []))
+        kept = stored(path, "5m")
+        asyncio.run(run(path, "1m", ("15m",), [("stream", "1m", first, count, 0) for first, count in last]))
+        assert stored(path, "5m") == fold(Timeframe.parse("5m"), candles("1m", 0, 5, 0)) != kept
 
 
 def test_a_candle_that_was_posted_while_derived_timeframes_were_off_is_computed_once_they_are_on(

@@ -10,6 +10,7 @@ import pytest
 
 from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import BadCandle, DerivedSeries, StoreError
+from klinesync.core.gaps import NOT_LISTED_BEFORE, GapState
 from klinesync.core.series_id import SeriesId
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
@@ -17,7 +18,8 @@ from klinesync.overlay.graph import OverlayGraph
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
-from klinesync.pipelines.submissions import QueueLimits, Submission
+from klinesync.pipelines.submissions import Empty, QueueLimits, Submission
+from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.database import Database
@@ -307,3 +309,37 @@ async def test_a_cancelled_caller_does_not_end_the_writer_when_its_batch_is_writ
         assert isinstance(lost.exception(), StoreDamaged)
         assert other.result().candles == (candle(1),)
         assert pipeline.queued_candles() == 0
+
+
+async def test_minutes_that_were_damaged_are_lost_not_empty_where_a_symbol_was_listed_anew_since(
+    tmp_path: Path,
+) -> None:
+    """The exchange has forgotten them with the earlier listing; a derived candle that is known stays as it is."""
+    five, path = BTC.with_timeframe(Timeframe.parse("5m")), tmp_path / "store.sqlite"
+    derived = DerivedStep(BTC.timeframe, [five.timeframe])
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
+        async with SqliteDatabase(path) as database:
+            pipeline = IngestPipeline(database, derived, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
+            task = asyncio.create_task(pipeline.run())
+            yield pipeline, database
+            task.cancel()
+            await asyncio.wait([task])
+
+    async with opened() as (pipeline, database):
+        await pipeline.submit(BTC, [candle(minute) for minute in range(300)], "rest")
+        before = await database.read(lambda store: store.oldest(five, 100, since=-1))
+    page_checksums.load()
+    connection = apsw.Connection(str(path))
+    connection.execute("UPDATE candle_chunk SET candles = CAST(substr(candles, 1, 30) || x'a7' AS BLOB)")
+    connection.close()
+    async with opened() as (pipeline, database):
+        await database.read(lambda store: store.newest(BTC, 300, strict=False))
+        [damaged] = await database.read(lambda store: store.damaged(BTC))
+        assert await pipeline.take_out_damaged(BTC, damaged)
+        for _ in range(2):
+            await pipeline.submit(BTC, [], "rest", Empty([damaged], NOT_LISTED_BEFORE))
+            ledger = await database.read(lambda store: store.gaps(BTC))
+            assert [(gap.state, gap.proof) for gap in ledger] == [(GapState.LOST, NOT_LISTED_BEFORE)]
+            assert await database.read(lambda store: store.oldest(five, 100, since=-1)) == before

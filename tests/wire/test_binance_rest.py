@@ -15,13 +15,14 @@ from aiohttp import web
 from klinesync.core.backoff import Backoff
 from klinesync.core.candle import NO_FLOW, Candle
 from klinesync.core.errors import UpstreamError
+from klinesync.core.gaps import NOT_LISTED_BEFORE
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.binance import listings as binance_listings
 from klinesync.exchanges.binance import requests as binance_requests
 from klinesync.exchanges.binance import rest as binance_rest
 from klinesync.exchanges.binance.requests import market_routes
-from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest
+from klinesync.exchanges.binance.rest import BinanceRest
 from klinesync.exchanges.binance.timings import RestTimings
 from klinesync.exchanges.exchange import (
     BOTH_NEIGHBOURS,

@@ -10,10 +10,11 @@ from typing import TypeVar
 import pytest
 
 from klinesync.core.errors import UpstreamError
+from klinesync.core.gaps import NOT_LISTED_BEFORE
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.binance.requests import market_routes
-from klinesync.exchanges.binance.rest import NOT_LISTED_BEFORE, BinanceRest
+from klinesync.exchanges.binance.rest import BinanceRest
 from klinesync.exchanges.binance.weight import AT_ONCE
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock

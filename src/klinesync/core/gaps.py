@@ -32,6 +32,8 @@ class GapState(StrEnum):
 
 # States of gaps that are not requested any more. A settled gap has a proof: why, and since when.
 SETTLED = frozenset({GapState.CONFIRMED_EMPTY, GapState.LOST})
+# The proof of a source that has the symbol's present listing only: of candles of an earlier listing it shows nothing.
+NOT_LISTED_BEFORE = "the exchange lists the symbol only since then, and its first row is not before it"
 
 
 class Gap(NamedTuple):

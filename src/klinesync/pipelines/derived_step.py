@@ -46,11 +46,22 @@ class DerivedStep:
         self.targets = tuple(sorted(targets, key=lambda target: target.seconds))
         self._closing: tuple[int, tuple[Timeframe, ...]] = (0, ())  # the end of the newest minute, and its result
         # Stored series that were derived before and are no targets now, with their bases: posted candles are refused.
-        self.dormant: dict[SeriesId, SeriesId] = {}
+        self._dormant: dict[SeriesId, SeriesId] = {}
+        self._dormant_timeframes: tuple[Timeframe, ...] = ()
         # Targets that have yet to be recomputed: longer timeframes are not computed from their stored candles.
         self.redoing: set[SeriesId] = set()
         # Cached, because each forming candle needs the result.
         self.derived_from = lru_cache(MAX_REMEMBERED)(self._derived_from)
+
+    @property
+    def dormant(self) -> dict[SeriesId, SeriesId]:
+        """The stored series that were derived before and are no targets now, with their bases."""
+        return self._dormant
+
+    @dormant.setter
+    def dormant(self, dormant: dict[SeriesId, SeriesId]) -> None:
+        self._dormant = dormant
+        self._dormant_timeframes = tuple({derived.timeframe for derived in dormant})
 
     def derives(self, series: SeriesId) -> bool:
         """Whether the series is a derived one."""
@@ -89,7 +100,8 @@ class DerivedStep:
             return []
         if applied.candles and stored == Span(applied.candles[0].time, self.base.next(applied.candles[-1].time)):
             self._adopt(store, series)
-        if len(applied.candles) == 1 and not (applied.revised or applied.rounded or emptied):
+        waiting = self.waiting(store, series, applied.candles[0].time) if applied.candles else []
+        if len(applied.candles) == 1 and not (applied.revised or applied.rounded or emptied or waiting):
             return self._close_buckets(store, series, stored, applied.candles[0].time, at)
         revised = applied.revised | applied.rounded
         revised_times = [candle.time for candle in applied.candles if candle.time in revised]
@@ -100,16 +112,32 @@ class DerivedStep:
         base = series.timeframe
         new_spans = runs(base, [candle.time for candle in applied.candles])
         revised_spans = runs(base, revised_times)
+        spans_of = {derived.timeframe: clipped(new_spans, span) for derived, span in waiting}
+        targets = tuple(sorted({*targets, *spans_of}, key=lambda target: target.seconds))
         fresh: Fresh = {}
         _remember(fresh, applied)
         changes: list[Applied] = []
         for target in targets:
-            spans = [*(new_spans if target in self.targets else revised_spans), *emptied]
+            spans = [*(new_spans if target in self.targets else revised_spans), *spans_of.get(target, ()), *emptied]
             for window in _whole_buckets(target, spans, stored):
                 for change in self._write(store, series, target, window, at, fresh):
                     _remember(fresh, change)
                     changes.append(change)
         return changes
+
+    def waiting(self, store: CandleStore, series: SeriesId, time: int) -> list[tuple[SeriesId, Span]]:
+        """The stored series that were derived from base `series` before, and have candles in the bucket of `time` or
+        later, with their stored spans: base candles may complete these buckets, which other candles were kept in until
+        then."""
+        found = []
+        for timeframe in self._dormant_timeframes:
+            derived = series.with_timeframe(timeframe)
+            span = store.span(derived) if self._dormant.get(derived) == series else None
+            if span is None or span.end <= derived.timeframe.floor(time):
+                continue
+            if store.derivation(derived).origin is not DerivationOrigin.MIXED:
+                found.append((derived, span))
+        return found
 
     def close(self, store: CandleStore, applied: Applied, at: int) -> list[Applied]:
         """As `advance`, after `CandleStore.append`."""

@@ -21,7 +21,7 @@ from klinesync.core import gaps
 from klinesync.core.candle import ROUNDING, Applied, Candle, agree, check_candle
 from klinesync.core.errors import DerivedSeries, StoreError
 from klinesync.core.series_id import SeriesId
-from klinesync.core.spans import Span, hull
+from klinesync.core.spans import Span, common, hull, joined, without
 from klinesync.core.timeframe import Timeframe
 from klinesync.pipelines.derived_settings import Settled, settle
 from klinesync.pipelines.derived_step import NATIVE, DerivedStep, write_closed
@@ -430,6 +430,8 @@ class IngestPipeline:
         series = submission.series
         if not submission.live or len(submission.candles) != 1 or series in self._derived.dormant:
             return None
+        if self._derived.waiting(store, series, submission.candles[0].time):
+            return None
         applied = store.append(series, submission.candles[0])
         if applied is None:
             return None
@@ -457,14 +459,27 @@ class IngestPipeline:
             store.set_derivation(series, Derivation(base, DerivationOrigin.MIXED))
         spans = ()
         if empty is not None and empty.spans:
-            settle = gaps.lose if empty.lost else gaps.confirm_empty
-            change = settle(store.gaps(series, hull(empty.spans)), empty.spans, empty.proof, at)
-            store.change_gaps(series, change)
-            spans = empty.spans if change else ()
+            spans = self._settle(store, series, empty, at)
         changes = [applied, *self._derived.advance(store, series, applied, spans, at)]
         if questioned:
             changes[0] = replace(applied, questioned=questioned)
         return [_with_gaps(store, change) for change in changes]
+
+    def _settle(self, store: CandleStore, series: SeriesId, empty: Empty, at: int) -> Sequence[Span]:
+        """Settle gaps; returns the spans to compute derived candles of again: all of `empty`, or none when no gap has
+        changed."""
+        lost = empty.spans if empty.lost else ()
+        if empty.proof == gaps.NOT_LISTED_BEFORE:
+            # There were candles, which were damaged: the source has forgotten them with an earlier listing.
+            kept = [part.span for part in store.quarantine.all() if part.series == series]
+            lost = common(empty.spans, joined(kept))
+        changed = False
+        for turn, spans in ((gaps.lose, lost), (gaps.confirm_empty, without(empty.spans, lost))):
+            if spans:
+                change = turn(store.gaps(series, hull(spans)), spans, empty.proof, at)
+                store.change_gaps(series, change)
+                changed = changed or bool(change)
+        return empty.spans if changed else ()
 
     async def _write(self, batch: Sequence[Submission]) -> None:
         began_s = self._monotonic()

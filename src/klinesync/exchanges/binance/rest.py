@@ -17,6 +17,7 @@ from klinesync.core.candle import Candle, check_candle, with_sound_flow
 from klinesync.core.dates import date_text
 from klinesync.core.errors import BadCandle, UpstreamError
 from klinesync.core.finality import LATER_ROWS, final_end
+from klinesync.core.gaps import NOT_LISTED_BEFORE
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.binance.decode import (
@@ -61,7 +62,6 @@ MAX_PAGE_BYTES = 4 << 20
 
 # A minute without trades is in the first answer that shows its neighbours, or there is none.
 EMPTINESS = Emptiness()
-NOT_LISTED_BEFORE = "the exchange lists the symbol only since then, and its first row is not before it"
 
 
 @dataclass(frozen=True, slots=True)
