@@ -60,16 +60,8 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield running
 
 
-async def ingest(service: Service, rows: list[dict[str, float]]) -> Any:
-    status, answer = await service.post("/api/market/ingest/candles_closed", {"series_id": BTC, "candles": rows})
-    assert status == 200, answer
-    return answer
-
-
 async def get(service: Service, path: str, **params: str | int) -> Any:
-    status, answer = await service.get(path, **({"series_id": BTC} | params))
-    assert status == 200, answer
-    return answer
+    return await service.answer(path, **({"series_id": BTC} | params))
 
 
 def expected(rows: list[dict[str, float]]) -> dict[str, dict[float, float]]:
@@ -100,7 +92,7 @@ def times(rows: list[dict[str, float]]) -> list[float]:
 
 async def test_pages_slices_and_frames_have_their_values(service: Service) -> None:
     rows = [bare(row) if at in (50, 300) else row for at, row in enumerate(ROWS)]
-    await ingest(service, rows)
+    await service.ingest(BTC, rows)
     lines = expected(rows)
     assert lines["cvd"].keys() == set(times(rows[:50] + rows[106:300]))
     for last, window in ((COUNT - 1, 300), (200, 30), (106, 2), (0, 5)):
@@ -137,7 +129,7 @@ async def test_at_each_close_a_reader_gets_the_values_that_a_page_has_later(serv
     cursor: dict[str, int] = {}
     held: dict[str, list[Any]] = {name: [] for name in NAMES}
     for at in range(80, 140):
-        await ingest(service, ROWS[at : at + 1])
+        await service.ingest(BTC, ROWS[at : at + 1])
         delta = await get(service, "/api/draw/delta", **cursor)
         cursor = {f"cursor_{name}": value for name, value in delta["next_cursor"].items()} | {"epoch": delta["epoch"]}
         for name in NAMES:
@@ -152,23 +144,23 @@ async def test_at_each_close_a_reader_gets_the_values_that_a_page_has_later(serv
 async def test_a_restart_and_the_batches_change_no_value(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite", **FLAGS) as service:
         for at in range(0, 300, 7):
-            await ingest(service, ROWS[at : min(at + 7, 300)])
+            await service.ingest(BTC, ROWS[at : min(at + 7, 300)])
         before = await get(service, "/api/frame/live")
     async with running_service(tmp_path / "store.sqlite", **FLAGS) as service:
         assert await get(service, "/api/frame/live") == before
     async with running_service(tmp_path / "other.sqlite", **FLAGS) as service:
-        await ingest(service, ROWS[:300])
+        await service.ingest(BTC, ROWS[:300])
         again = await get(service, "/api/frame/live")
         assert again["factor_slices"]["snapshots"] == before["factor_slices"]["snapshots"]
         assert again["draw_state"]["series_points"] == before["draw_state"]["series_points"]
 
 
 async def test_order_flow_that_is_filled_in_gives_values_within_the_epoch(service: Service) -> None:
-    await ingest(service, [bare(row) for row in ROWS])
+    await service.ingest(BTC, [bare(row) for row in ROWS])
     before = await get(service, "/api/draw/delta")
     assert before["series_points"]["cvd"] == before["series_points"]["taker_ratio"] == []
     record = (await get(service, "/api/delta/poll"))["next_cursor"]["id"]
-    await ingest(service, ROWS)
+    await service.ingest(BTC, ROWS)
     cursor = {f"cursor_{name}": value for name, value in before["next_cursor"].items()}
     after = await get(service, "/api/draw/delta", **cursor, epoch=before["epoch"])
     assert (after["epoch"], after["next_cursor"]) == (before["epoch"], before["next_cursor"])
@@ -184,13 +176,13 @@ async def test_order_flow_that_is_filled_in_gives_values_within_the_epoch(servic
 
 
 async def test_a_correction_raises_the_epoch_and_moves_the_values_of_its_day(service: Service) -> None:
-    await ingest(service, ROWS)
+    await service.ingest(BTC, ROWS)
     before = await get(service, "/api/draw/delta")
     rows = [
         row | {"volume": row["volume"] + 10, "taker_buy_volume": 0.0} if at == 30 else row
         for at, row in enumerate(ROWS)
     ]
-    await ingest(service, rows[30:31])
+    await service.ingest(BTC, rows[30:31])
     after = await get(service, "/api/draw/delta")
     assert after["epoch"] == before["epoch"] + 1
     lines = expected(rows)
@@ -205,7 +197,7 @@ async def test_a_derived_candle_of_a_day_is_its_own_sum(service: Service) -> Non
         | {"taker_buy_volume": 3.0}
         for at in range(1440)
     ]
-    await ingest(service, day)
+    await service.ingest(BTC, day)
     drawn = await get(service, "/api/draw/delta", series_id=DAYS)
     assert {name: [point["value"] for point in drawn["series_points"][name]] for name in NAMES} == {
         "cvd": [2880.0], "vwap": [2.0], "taker_ratio": [0.75],
@@ -214,7 +206,7 @@ async def test_a_derived_candle_of_a_day_is_its_own_sum(service: Service) -> Non
 
 async def test_the_client_has_them_as_arrays_and_with_each_candle(service: Service) -> None:
     rows = [bare(row) if at == 150 else row for at, row in enumerate(ROWS)]
-    await ingest(service, rows[:200])
+    await service.ingest(BTC, rows[:200])
     lines = expected(rows)
     async with AsyncKlinesync(service.url) as client:
         slices = await client.slices(BTC, window=100)
@@ -268,7 +260,7 @@ async def test_a_factor_of_another_package_has_its_numbers_and_a_wrong_number_co
 ) -> None:
     monkeypatch.setattr(parts_writing, "load_factors", lambda settings: [*structure(settings), Spread()])
     async with running_service(tmp_path / "store.sqlite", **(FLAGS | {"indicators": "SMA(20)"})) as service:
-        await ingest(service, ROWS[:100])
+        await service.ingest(BTC, ROWS[:100])
         drawn = await get(service, "/api/draw/delta")
         assert drawn["series_points"].keys() == {"spread.range", "spread.part", "sma_20"}
         assert [point["value"] for point in drawn["series_points"]["spread.range"]] == [
@@ -277,7 +269,7 @@ async def test_a_factor_of_another_package_has_its_numbers_and_a_wrong_number_co
         head = (await get(service, "/api/factor/slices"))["snapshots"]["spread"]["head"]
         assert head["spread.part"] == (ROWS[99]["high"] - ROWS[99]["low"]) / 100
         wrong = ROWS[100] | {"close": 77.0, "low": 70.0}
-        answer = await ingest(service, [wrong])
+        answer = await service.ingest(BTC, [wrong])
         assert answer["ledger"] == "lagging"
         candles = await get(service, "/api/market/candles", limit=1)
         assert candles["candles"][0]["close"] == 77.0
@@ -285,6 +277,6 @@ async def test_a_factor_of_another_package_has_its_numbers_and_a_wrong_number_co
         assert "spread failed at the candle at" in health["detail"]
         assert "output range is nan" in health["detail"]
         # A correction of the candle ends the fault.
-        await ingest(service, [ROWS[100]])
+        await service.ingest(BTC, [ROWS[100]])
         drawn = await get(service, "/api/draw/delta")
         assert drawn["series_points"]["spread.range"][-1]["time"] == ROWS[100]["candle_time"]

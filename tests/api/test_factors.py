@@ -51,16 +51,8 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield running
 
 
-async def ingest(service: Service, rows: list[dict[str, float]]) -> Any:
-    status, answer = await service.post("/api/market/ingest/candles_closed", {"series_id": BTC, "candles": rows})
-    assert status == 200, answer
-    return answer
-
-
 async def get(service: Service, path: str, **params: str | int) -> Any:
-    status, answer = await service.get(path, series_id=BTC, **params)
-    assert status == 200, answer
-    return answer
+    return await service.answer(path, series_id=BTC, **params)
 
 
 def known_at(slices: Any, time: int) -> dict[str, list[Any]]:
@@ -73,9 +65,9 @@ def known_at(slices: Any, time: int) -> dict[str, list[Any]]:
 
 
 async def test_a_slice_of_the_past_has_no_look_ahead(service: Service) -> None:
-    await ingest(service, ROWS[:400])
+    await service.ingest(BTC, ROWS[:400])
     then = await get(service, "/api/factor/slices", window_candles=300)
-    await ingest(service, ROWS[400:])
+    await service.ingest(BTC, ROWS[400:])
     time = int(ROWS[399]["candle_time"])
     assert await get(service, "/api/factor/slices", window_candles=300, at_time=time + 59) == then
     assert then["at_time"] == time
@@ -90,7 +82,7 @@ async def test_a_slice_of_the_past_has_no_look_ahead(service: Service) -> None:
 
 
 async def test_indicators_are_talibs(service: Service) -> None:
-    await ingest(service, ROWS)
+    await service.ingest(BTC, ROWS)
     slices = await get(service, "/api/factor/slices", window_candles=500)
     closes = array([row["close"] for row in ROWS])
     expected = {"sma_20": talib.SMA(closes, 20)}
@@ -121,7 +113,7 @@ async def test_a_reader_of_deltas_shows_the_same_as_one_that_reads_once(service:
     cursor: dict[str, int] = {}
     shown: dict[str, Any] = {}
     for at in range(100, COUNT + 1, 40):
-        await ingest(service, ROWS[:at])
+        await service.ingest(BTC, ROWS[:at])
         delta = await get(service, "/api/draw/delta", window_candles=200, **cursor)
         shown = applied(delta, catalogue, points)
         cursor = {f"cursor_{name}": value for name, value in delta["next_cursor"].items()} | {"epoch": delta["epoch"]}
@@ -142,11 +134,11 @@ async def test_a_reader_of_deltas_shows_the_same_as_one_that_reads_once(service:
 
 
 async def test_a_correction_raises_the_epoch_and_everything_is_sent_again(service: Service) -> None:
-    await ingest(service, ROWS[:300])
+    await service.ingest(BTC, ROWS[:300])
     before = await get(service, "/api/draw/delta")
     record = (await get(service, "/api/delta/poll"))["next_cursor"]["id"]
     assert (await get(service, "/api/delta/poll", after_id=record))["records"] == []
-    await ingest(service, [ROWS[100] | {"high": 500.0}])
+    await service.ingest(BTC, [ROWS[100] | {"high": 500.0}])
     cursor = {f"cursor_{name}": value for name, value in before["next_cursor"].items()}
     after = await get(service, "/api/draw/delta", **cursor, epoch=before["epoch"])
     assert after["epoch"] == before["epoch"] + 1
@@ -160,7 +152,7 @@ async def test_a_correction_raises_the_epoch_and_everything_is_sent_again(servic
 
 
 async def test_a_frame_is_of_one_candle(service: Service) -> None:
-    await ingest(service, ROWS[:300])
+    await service.ingest(BTC, ROWS[:300])
     live = await get(service, "/api/frame/live", window_candles=100)
     time = int(ROWS[299]["candle_time"])
     assert live["time"] == {"at_time": time, "aligned_time": time, "candle_id": f"{BTC}:{time}"}
@@ -177,7 +169,7 @@ async def test_a_frame_is_of_one_candle(service: Service) -> None:
 
 async def test_a_lagging_ledger_is_reported_and_catches_up(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite", **FLAGS, ledger_advance_max_candles="100") as service:
-        answer = await ingest(service, ROWS)
+        answer = await service.ingest(BTC, ROWS)
         assert answer["ledger"] == "lagging"
         status, refusal = await service.get("/api/factor/slices", series_id=BTC)
         while status == 409:
@@ -185,16 +177,16 @@ async def test_a_lagging_ledger_is_reported_and_catches_up(tmp_path: Path) -> No
             status, refusal = await service.get("/api/factor/slices", series_id=BTC)
         assert status == 200
         assert (await get(service, "/api/factor/health"))["status"] == "green"
-        assert "ledger" not in await ingest(service, ROWS[:1])
+        assert "ledger" not in await service.ingest(BTC, ROWS[:1])
         whole = await get(service, "/api/draw/delta", window_candles=COUNT)
     async with running_service(tmp_path / "other.sqlite", **FLAGS) as service:
-        await ingest(service, ROWS)
+        await service.ingest(BTC, ROWS)
         assert await get(service, "/api/draw/delta", window_candles=COUNT) == whole
 
 
 async def test_a_restart_changes_no_answer(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite", **FLAGS) as service:
-        await ingest(service, ROWS[:500])
+        await service.ingest(BTC, ROWS[:500])
         before = await get(service, "/api/frame/live")
     async with running_service(tmp_path / "store.sqlite", **FLAGS) as service:
         assert await get(service, "/api/frame/live") == before
@@ -209,7 +201,7 @@ async def test_a_restart_changes_no_answer(tmp_path: Path) -> None:
 
 
 async def test_health_has_the_heads_of_factors_and_overlays(service: Service) -> None:
-    await ingest(service, ROWS[:50])
+    await service.ingest(BTC, ROWS[:50])
     time = ROWS[49]["candle_time"]
     health = await get(service, "/api/factor/health")
     assert health == {
@@ -233,7 +225,7 @@ async def test_health_has_the_heads_of_factors_and_overlays(service: Service) ->
 
 
 async def test_a_series_without_candles_has_empty_answers(service: Service) -> None:
-    await ingest(service, ROWS[:50])
+    await service.ingest(BTC, ROWS[:50])
     slices = await get(service, "/api/factor/slices", at_time=FIRST - 1)
     assert (slices["at_time"], slices["candle_id"], slices["snapshots"]) == (None, None, {})
     frame = await get(service, "/api/frame/at_time", at_time=FIRST - 1)
@@ -260,7 +252,7 @@ async def test_the_catalogue_names_factors_and_indicators(service: Service) -> N
 async def test_slices_of_many_candles_are_those_of_each_one(service: Service) -> None:
     hole = range(300, 330)
     rows = [row for number, row in enumerate(ROWS) if number not in hole]
-    await ingest(service, rows)
+    await service.ingest(BTC, rows)
     for since, limit in ((0, 30), (FIRST + 60 * 280, 60), (FIRST + 60 * (COUNT - 5), 100)):
         answer = await get(service, "/api/factor/slices_after", since=since, limit=limit)
         times = [int(row["candle_time"]) for row in rows if row["candle_time"] > since][:limit]
@@ -275,7 +267,7 @@ async def test_slices_of_many_candles_are_those_of_each_one(service: Service) ->
 
 async def test_slices_of_many_candles_end_at_the_head_of_factors(tmp_path: Path) -> None:
     async with running_service(tmp_path / "store.sqlite", **FLAGS, ledger_advance_max_candles="100") as service:
-        await ingest(service, ROWS)
+        await service.ingest(BTC, ROWS)
         seen: list[float] = []
         while len(seen) < COUNT:
             since = int(seen[-1]) if seen else 0

@@ -45,14 +45,11 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 async def ingest(service: Service, rows: list[Json]) -> None:
-    status, answer = await service.post("/api/market/ingest/candles_closed", {"series_id": BTC, "candles": rows})
-    assert status == 200, answer
+    await service.ingest(BTC, rows)
 
 
-async def get(service: Service, path: str, **params: str | int) -> Json:
-    status, answer = await service.get(path, series_id=BTC, **params)
-    assert status == 200, answer
-    return answer
+async def get(service: Service, path: str, **params: str | int) -> Any:
+    return await service.answer(path, series_id=BTC, **params)
 
 
 async def test_every_polyline_has_ascending_times_and_zones_are_two_edges(service: Service) -> None:

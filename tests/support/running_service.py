@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -35,6 +36,18 @@ class Service:
     async def get(self, path: str, **params: str | int) -> tuple[int, dict[str, object]]:
         async with self.http.get(self.url + path, params=params) as response:
             return response.status, await response.json()
+
+    async def answer(self, path: str, **params: str | int) -> Any:
+        """The answer to a request that must succeed."""
+        status, answer = await self.get(path, **params)
+        assert status == 200, answer
+        return answer
+
+    async def ingest(self, name: str, rows: Sequence[object]) -> Any:
+        """Post closed candles of a series, as the bodies of requests have them."""
+        status, answer = await self.post("/api/market/ingest/candles_closed", {"series_id": name, "candles": rows})
+        assert status == 200, answer
+        return answer
 
     async def post(self, path: str, body: object) -> tuple[int, dict[str, object]]:
         raw = BytesIO(json.dumps(body).encode())

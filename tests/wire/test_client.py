@@ -75,17 +75,9 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield running
 
 
-async def ingest(service: Service, rows: list[dict[str, float]]) -> Any:
-    status, answer = await service.post("/api/market/ingest/candles_closed", {"series_id": BTC, "candles": rows})
-    assert status == 200, answer
-    return answer
-
-
 async def get(service: Service, path: str, **params: object) -> Any:
     given = {name: str(value) for name, value in params.items()}
-    status, answer = await service.get(path, **{"series_id": BTC, **given})
-    assert status == 200, answer
-    return answer
+    return await service.answer(path, **{"series_id": BTC, **given})
 
 
 def times(rows: list[dict[str, float]]) -> list[float]:
@@ -93,7 +85,7 @@ def times(rows: list[dict[str, float]]) -> list[float]:
 
 
 async def test_candles_are_arrays_and_long_histories_are_paged(service: Service) -> None:
-    await ingest(service, ROWS)
+    await service.ingest(BTC, ROWS)
     async with AsyncKlinesync(service.url) as client:
         candles = await client.candles(BTC, limit=3)
         assert candles.dtype == tables.CANDLE
@@ -107,7 +99,7 @@ async def test_candles_are_arrays_and_long_histories_are_paged(service: Service)
 
 
 async def test_slices_are_what_the_service_answers_with_indicators_as_columns(service: Service) -> None:
-    await ingest(service, ROWS[:300])
+    await service.ingest(BTC, ROWS[:300])
     at_time = FIRST + 60 * 250
     told = await get(service, "/api/factor/slices", at_time=at_time, window_candles=240)
     async with AsyncKlinesync(service.url) as client:
@@ -137,7 +129,7 @@ async def test_slices_are_what_the_service_answers_with_indicators_as_columns(se
 
 
 async def test_frames_and_drawings_are_read_and_followed_with_a_cursor(service: Service) -> None:
-    await ingest(service, ROWS[:300])
+    await service.ingest(BTC, ROWS[:300])
     async with AsyncKlinesync(service.url) as client:
         frame = await client.frame(BTC, window=200)
         told = await get(service, "/api/frame/live", window_candles=200)
@@ -148,7 +140,7 @@ async def test_frames_and_drawings_are_read_and_followed_with_a_cursor(service: 
         assert (await client.frame(BTC, FIRST + 60 * 9 + 30)).at_time == FIRST + 60 * 9
         again = await client.drawings(BTC, frame.drawings.cursor, window=200)
         assert (again.new, len(again.points["ema_21"])) == ([], 0)
-        await ingest(service, ROWS[300:305])
+        await service.ingest(BTC, ROWS[300:305])
         more = await client.drawings(BTC, again.cursor, window=200)
         assert more.points["ema_21"]["time"].tolist() == times(ROWS[300:305])
 
@@ -193,20 +185,20 @@ async def test_candles_come_with_the_slices_of_their_close(tmp_path: Path) -> No
     store = tmp_path / "store.sqlite"
     async with running_service(store, **FLAGS) as service:
         url = service.url
-        await ingest(service, ROWS[:200])
+        await service.ingest(BTC, ROWS[:200])
         async with (
             AsyncKlinesync(url) as client,
             aclosing(client.follow(BTC, FIRST + 60 * 149, factors=True)) as updates,
         ):
             await check(client, await closed(updates, 50), ROWS[150:200])
-            await ingest(service, ROWS[200:210])
+            await service.ingest(BTC, ROWS[200:210])
             await check(client, await closed(updates, 10), ROWS[200:210])
-            await ingest(service, [ROWS[180] | {"high": 500.0}])
+            await service.ingest(BTC, [ROWS[180] | {"high": 500.0}])
             (revised,) = await closed(updates, 1)
             assert (revised.revised, revised.candle.high) == (True, 500.0)
             assert revised.slices is not None
             assert revised.slices.epoch == 1
-            await ingest(service, ROWS[210:215])
+            await service.ingest(BTC, ROWS[210:215])
             await check(client, await closed(updates, 5), ROWS[210:215])
 
 
@@ -214,7 +206,7 @@ async def test_lagging_factors_delay_the_candle_and_an_update_reports_it(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_service, "LAGGING_AFTER_S", 0.0)
-    await ingest(service, ROWS[:100])
+    await service.ingest(BTC, ROWS[:100])
     lagging = 3
     asked = AsyncKlinesync.slices_after
 
@@ -242,7 +234,7 @@ async def test_lagging_factors_delay_the_candle_and_an_update_reports_it(
 
 
 async def test_the_blocking_client_gives_the_same_answers(service: Service) -> None:
-    await ingest(service, ROWS[:300])
+    await service.ingest(BTC, ROWS[:300])
 
     def strategy() -> tuple[Any, ...]:
         with Klinesync(service.url) as client:
@@ -318,7 +310,7 @@ def test_without_pandas_a_sentence_says_what_to_install() -> None:
 async def test_the_first_call_opens_connections_and_the_end_of_the_program_closes_them(
     service: Service,
 ) -> None:
-    await ingest(service, ROWS[:300])
+    await service.ingest(BTC, ROWS[:300])
     program = f"""
 from klinesync.client import Klinesync
 client = Klinesync({service.url!r})
@@ -356,7 +348,7 @@ async def test_a_closed_client_raises_closed(service: Service) -> None:
 
 
 async def test_a_client_outlives_an_event_loop(service: Service) -> None:
-    await ingest(service, ROWS[:10])
+    await service.ingest(BTC, ROWS[:10])
     client = AsyncKlinesync(service.url)
 
     def program() -> list[int]:
@@ -371,7 +363,7 @@ async def test_a_client_outlives_an_event_loop(service: Service) -> None:
 
 
 async def test_times_are_seconds_datetimes_or_text(service: Service) -> None:
-    await ingest(service, ROWS[:100])
+    await service.ingest(BTC, ROWS[:100])
     at = FIRST + 60 * 49
     moment = datetime.fromtimestamp(at, UTC)
     async with AsyncKlinesync(service.url) as client:
@@ -401,7 +393,7 @@ async def ingest_eth(service: Service, rows: list[dict[str, float]]) -> None:
 
 
 async def test_several_series_are_followed_history_in_the_order_of_time_then_live(service: Service) -> None:
-    await ingest(service, ROWS[:2500])  # more than one catch-up has
+    await service.ingest(BTC, ROWS[:2500])  # more than one catch-up has
     await ingest_eth(service, ROWS[1000:2600])
     async with (
         AsyncKlinesync(service.url) as client,
@@ -415,7 +407,7 @@ async def test_several_series_are_followed_history_in_the_order_of_time_then_liv
         for update in history[::400]:
             assert update.slices is not None
             assert (update.slices.series, update.slices.at_time) == (update.series, update.candle.time)
-        await ingest(service, ROWS[2500:2501])  # older than ETH's candles, and not held back
+        await service.ingest(BTC, ROWS[2500:2501])  # older than ETH's candles, and not held back
         await ingest_eth(service, ROWS[2600:2601])
         live = await closed(updates, 2)
         assert {(str(update.series), update.candle.time) for update in live} == {
@@ -440,7 +432,7 @@ async def test_one_series_that_is_refused_is_an_error_that_names_it(service: Ser
 async def test_an_unknown_factor_lists_the_known_ones_and_reprs_are_one_line(
     service: Service,
 ) -> None:
-    await ingest(service, ROWS[:300])
+    await service.ingest(BTC, ROWS[:300])
     async with AsyncKlinesync(service.url) as client:
         slices = await client.slices(BTC, window=200)
         with pytest.raises(UnknownFactor, match=r"'rsi_14'; there are: ema_21, macd_12_26_9\.macd, .*, sma_20$"):
@@ -479,7 +471,7 @@ def test_every_public_method_explains_each_parameter() -> None:
 
 @pytest.mark.parametrize("example", ["strategy.py", "strategy_async.py"])
 async def test_ctrl_c_ends_the_examples_quietly(example: str, service: Service) -> None:
-    await ingest(service, ROWS[:300])
+    await service.ingest(BTC, ROWS[:300])
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-u",

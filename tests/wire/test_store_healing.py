@@ -90,6 +90,13 @@ def spoil_first_chunks(store: Path) -> None:
     connection.close()
 
 
+def minutes(count: int) -> list[dict[str, float]]:
+    return [
+        {"candle_time": number * 60, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": float(number % 7)}
+        for number in range(count)
+    ]
+
+
 async def test_damaged_candles_are_fetched_or_computed_again(tmp_path: Path) -> None:
     store = tmp_path / "store.sqlite"
     async with SimServer(SimConfig(speed=60)) as exchange:
@@ -137,20 +144,14 @@ async def test_what_is_in_quarantine_stays_red_over_a_restart_and_is_lost_where_
 
 async def test_a_series_without_any_source_loses_what_was_damaged_and_says_so(tmp_path: Path) -> None:
     store, alone = tmp_path / "store.sqlite", SeriesId.parse("nowhere:spot:BTC/USDT:1m")
-    rows = [
-        {"candle_time": number * 60, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": float(number % 7)}
-        for number in range(1500)
-    ]
     flags = {"derived_timeframes": "5m", "enable_ondemand_ingest": "off"}
     async with running_service(store, None, None, AT_ONCE, **flags) as service:
-        body = {"series_id": str(alone), "candles": rows}
-        status, answer = await service.post("/api/market/ingest/candles_closed", body)
-        assert status == 200, answer
+        await service.ingest(str(alone), minutes(1500))
     spoil_first_chunks(store)
     async with running_service(store, None, None, AT_ONCE, **flags) as service:
         for series in (alone, alone.with_timeframe(FIVE.timeframe)):
-            answer = await until(service, series, lambda answer: answer["gaps"]["lost"] > 0)  # type: ignore[index]
-            answer = await until(service, series, lambda answer: answer["status_reason"] != "store_damaged")
+            await until(service, series, lambda answer: answer["gaps"]["lost"] > 0)  # type: ignore[index]
+            await until(service, series, lambda answer: answer["status_reason"] != "store_damaged")
             _, gaps = await page(service, series)
             assert [gap["state"] for gap in gaps] == ["lost"]  # type: ignore[index]
 
@@ -224,15 +225,9 @@ async def test_derived_candles_that_are_gone_without_a_trace_are_computed_again_
 ) -> None:
     store, alone = tmp_path / "store.sqlite", SeriesId.parse("nowhere:spot:BTC/USDT:1m")
     five = alone.with_timeframe(FIVE.timeframe)
-    rows = [
-        {"candle_time": number * 60, "open": 1.0, "high": 2.0, "low": 0.5, "close": 1.5, "volume": float(number % 7)}
-        for number in range(2000)
-    ]
     flags = {"derived_timeframes": "5m", "enable_ondemand_ingest": "off"}
     async with running_service(store, None, None, AT_ONCE, **flags) as service:
-        body = {"series_id": str(alone), "candles": rows}
-        status, answer = await service.post("/api/market/ingest/candles_closed", body)
-        assert status == 200, answer
+        await service.ingest(str(alone), minutes(2000))
         before, _ = await page(service, five)
     assert len(before) == 400
     page_checksums.load()

@@ -22,8 +22,8 @@ from klinesync.storage.records import Ledger
 CHECKPOINT_CANDLES = 64
 # Every 16th checkpoint (1,024 candles) is kept, for longer rewinds and for reads of the past.
 KEPT_CHECKPOINTS = 16
-# Most candles over which the states of factors that read order flow are redone in place. Two factors take some
-# 3 microseconds a candle, so at most 0.1 s of a transaction.
+# Most candles over which the states of factors that read order flow are redone in place. Two factors took 3.6
+# microseconds a candle on an idle machine: 0.12 s of a transaction.
 MAX_REDONE_CANDLES = 32_768
 # Most series with states in memory; the least recently used are dropped, and read from the store again.
 MAX_ENTRIES = 20_000
