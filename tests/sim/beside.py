@@ -33,6 +33,7 @@ from sim.scenario import EPOCH_S
 from sim.virtual_loop import VirtualClock, VirtualLoop
 from support.candles import bare
 from support.pauses import one_step
+from support.waiting import until
 
 # Virtual seconds: nothing takes longer.
 PATIENCE_S = 600.0
@@ -130,12 +131,7 @@ class Beside:
 
     async def until(self, holds: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
         """Wait until `holds`; fails with `what` after `patience_s` virtual seconds."""
-        try:
-            async with asyncio.timeout(patience_s):
-                while not holds():
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError:
-            raise AssertionError(f"not within {patience_s:g} s: {what}") from None
+        await until(holds, what, patience_s, POLL_S)
 
     async def passed(self, seconds: float) -> None:
         """Wait until so many of the exchange's seconds have passed."""
