@@ -50,6 +50,8 @@ CATCH_UP = 2000
 CONNECTIONS = 8
 ROUNDS = 4
 ROUND_REQUESTS = 150
+# Beside a whole test run the server may be without CPU time for long.
+TIMEOUT_S = 120
 
 
 # --- the serving process
@@ -134,12 +136,19 @@ async def serve() -> None:
 # --- the clients' process
 
 
+def received(one: socket.socket) -> bytes:
+    """What the server sent; it must not close the connection."""
+    data = one.recv(1 << 20)
+    assert data, "the server closed the connection"
+    return data
+
+
 class Connections:
     """`CONNECTIONS` connections to one port, each with one request in flight at any time."""
 
     def __init__(self, port: int) -> None:
         self._poll = select.epoll()
-        self._sockets = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(CONNECTIONS)]
+        self._sockets = [socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) for _ in range(CONNECTIONS)]
         for one in self._sockets:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._poll.register(one, select.EPOLLIN)
@@ -158,9 +167,11 @@ class Connections:
             one.send(requests[under_way[number]])
         left = len(requests)
         while left:
-            for number, _ in self._poll.poll(30):
+            ready = self._poll.poll(TIMEOUT_S)
+            assert ready, "no answer"
+            for number, _ in ready:
                 data = got[number]
-                data += sockets[number].recv(1 << 20)
+                data += received(sockets[number])
                 head = data.find(b"\r\n\r\n")
                 if head < 0:
                     continue
@@ -216,19 +227,19 @@ def catch_ups(port: int, count: int) -> None:
     for batch in (True, False):
         first_to_last, asked_to_last = [], []
         for number in range(count):
-            with socket.create_connection(("127.0.0.1", port), timeout=30) as one:
+            with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as one:
                 one.sendall(HANDSHAKE)
                 answer = b""
                 while b"\r\n\r\n" not in answer:
-                    answer += one.recv(4096)
+                    answer += received(one)
                 since = FIRST + 60 * (HISTORY - CATCH_UP - 1)
                 ask = {"type": "subscribe", "series_id": str(SERIES[number % 20]), "since": since}
                 begin = time.perf_counter()
                 one.sendall(masked(json.dumps(ask | {"supports_batch": batch}).encode()) + masked(b'{"type":"ping"}'))
-                data = bytearray(one.recv(1 << 20))
+                data = bytearray(received(one))
                 first = time.perf_counter()
                 while not data.endswith(b'{"type":"pong"}'):
-                    data += one.recv(1 << 20)
+                    data += received(one)
                 ended = time.perf_counter()
                 assert data.count(b'"candle_time"') == CATCH_UP
                 first_to_last.append(ended - first)
