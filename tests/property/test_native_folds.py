@@ -176,3 +176,11 @@ async def test_an_exchange_that_cannot_be_asked_has_no_source_yet() -> None:
 
     with pytest.raises(UpstreamError):
         await NativeSources(knows, MINUTE).source(SERIES)
+
+
+@pytest.mark.parametrize(("first", "begins"), [(2 * 2700, 2 * 2700), (2 * 2700 + 900, 2 * 2700), (3 * 2700, 3 * 2700)])
+def test_a_first_bucket_behind_the_span_may_have_a_candle(first: int, begins: int) -> None:
+    """The parts after the span that are requested beside it show where the exchange begins."""
+    fold = NativeFold.newest(SERIES.timeframe, frame("15m"), Span(TURN, TURN + 2 * 2700), USUAL_LIMITS.fold_parts)
+    assert asyncio.run(read(fold, parts_of(fold.part, Span(TURN + first, fold.asked.end)))) == []
+    assert fold.begins(None) == TURN + begins

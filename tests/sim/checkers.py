@@ -3,7 +3,7 @@ invariants hold."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import apsw
@@ -25,7 +25,7 @@ from klinesync.storage.memory import Memory
 from klinesync.storage.records import Ledger
 from klinesync.storage.sqlite_tables import SqliteTables
 from sim.clients import SimulatedClient, View
-from sim.exchange import MINUTE_S, SimulatedExchange
+from sim.exchange import BASE, MINUTE_S, SimulatedExchange
 from sim.network import Network
 from sim.service import Service
 
@@ -142,21 +142,32 @@ def _tolerated(exchange: SimulatedExchange, series: SeriesId, candle: Candle) ->
 
 
 def check_clients(
-    witness: Witness, clients: Iterable[SimulatedClient], most: int, rotten: Container[SeriesId] = ()
+    witness: Witness,
+    exchange: SimulatedExchange,
+    clients: Iterable[SimulatedClient],
+    most: int,
+    rotten: Container[SeriesId] = (),
 ) -> list[str]:
     """Settled: every client's candles equal the store after its `since`. A catch-up sends at most `most` candles;
-    fewer, and says so, while candles of a `rotten` series cannot be read."""
+    fewer, and says so, while candles of a `rotten` series cannot be read. A client keeps candles that rotted after they
+    were shown, and that the exchange has forgotten since."""
     wrong = []
     for client in clients:
-        wrong += [
-            f"{client.name}: {sentence}"
-            for view in client.views.values()
-            for sentence in _picture(witness, view, 0 if view.series in rotten else most)
-        ]
+        for view in client.views.values():
+            rots = view.series in rotten
+            lost = _lost(witness, exchange, view.series) if rots else []
+            wrong += [f"{client.name}: {sentence}" for sentence in _picture(witness, view, 0 if rots else most, lost)]
     return wrong[:MOST_SENTENCES]
 
 
-def _picture(witness: Witness, view: View, most: int) -> list[str]:
+def _lost(witness: Witness, exchange: SimulatedExchange, series: SeriesId) -> list[Gap]:
+    """The declared gaps of a series that no source has the candles of any more."""
+    base = series.with_timeframe(BASE)
+    gaps = [gap for gap in witness.gaps(series) if gap.state in _FORGOTTEN]
+    return [gap for gap in gaps if exchange.forgot(base, series.timeframe.shift(gap.end, -1))]
+
+
+def _picture(witness: Witness, view: View, most: int, lost: Sequence[Gap]) -> list[str]:
     if not view.acknowledged:
         return [f"{view.series}: the subscription was never answered"]
     if view.gaps:
@@ -173,7 +184,9 @@ def _picture(witness: Witness, view: View, most: int) -> list[str]:
     wrong += [
         f"{view.series}: {candle} is what it saw last, and {stored.get(time)} is stored"
         for time, candle in view.shown.items()
-        if (kept := stored.get(time)) != candle and not (kept is not None and _added_otherwise(kept, candle))
+        if (kept := stored.get(time)) != candle
+        and not (kept is not None and _added_otherwise(kept, candle))
+        and not (kept is None and any(gap.start <= time < gap.end for gap in lost))
     ]
     return wrong
 

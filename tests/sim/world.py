@@ -285,7 +285,9 @@ class World:
             or checkers.check_gap_ledger(witness, self.exchange)
             or checkers.check_derived(witness, self.exchange)
             or check_ledgers(witness, self._services[-1])
-            or checkers.check_clients(witness, self.clients, self.scenario.catch_up_max_candles, self._rotten_series)
+            or checkers.check_clients(
+                witness, self.exchange, self.clients, self.scenario.catch_up_max_candles, self._rotten_series
+            )
             or checkers.check_streams(self._services[-1], self.exchange, self.network)
             or checkers.check_idle(self._services[-1], self.exchange, len(self.clients))
         )

@@ -65,6 +65,24 @@ async def test_a_stamp_near_the_known_time_is_believed_and_learned() -> None:
     assert market.clock.estimate_ms(market.now_s()) in range(NOW_MS + 500, NOW_MS + 1500)
 
 
+async def test_a_late_first_frame_is_believed_by_the_clock_of_rest_and_not_learned_while_nobody_answers() -> None:
+    market = Market(None)
+    late = event(-3_000)
+    assert not market.take(late)
+    assert market.believed == [late]
+    assert market.clock.estimate_ms(market.now_s()) in range(NOW_MS, NOW_MS + 1000), "the stamp moves no clock"
+
+
+async def test_a_late_first_frame_behind_a_stamp_from_the_future_is_believed_once_nobody_answers() -> None:
+    market = Market(None)
+    lie, late = event(FAR_MS), event(-3_000)
+    assert market.take(lie)
+    assert market.take(late)
+    await market.check.resolve()
+    assert market.believed == [late]
+    assert market.check.refused == 1
+
+
 async def test_a_stamp_from_the_future_is_refused_and_not_learned() -> None:
     market = Market(NOW_MS + 1)
     lie = event(FAR_MS)

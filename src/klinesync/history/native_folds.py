@@ -109,6 +109,8 @@ class NativeFold:
         if self.first_part is None or self.first_part <= self.span.start:
             return None
         bucket = self.target.floor(self.first_part)
+        if bucket >= self.span.end:
+            return bucket  # behind the span: whether the bucket gives a candle was not read
         # The beginning of the first bucket is not proven empty: the candle of the bucket may be missing.
         return bucket if brought is not None and brought.start <= bucket else self.target.next(bucket)
 

@@ -178,9 +178,9 @@ class ExchangeClock:
     def heard(self, stamp_ms: int, now_s: float) -> bool:
         """A frame has arrived with this stamp. Returns whether the stamp is believed; stamps of the past are, because
         frames may be late."""
-        stamp, newest = Stamp(stamp_ms, now_s), self._frames.newest
-        believed = self._take(self._frames, self._rest, stamp)
-        return believed or (newest is not None and stamp_ms <= newest.ms)
+        stamp = Stamp(stamp_ms, now_s)
+        past = self._is_past(stamp)
+        return self._take(self._frames, self._rest, stamp) or past
 
     def formed(self, stamp_ms: int, close_ms: int) -> None:
         """A believed frame shows the candle that ends at `close_ms` as still forming. A later stamp shows that the
@@ -194,10 +194,8 @@ class ExchangeClock:
 
     def trusts(self, stamp_ms: int, now_s: float) -> bool:
         """Whether the stamp of an earlier frame is believed by now."""
-        newest = self._frames.newest
-        if newest is None:
-            return False
-        return stamp_ms <= newest.ms or self._explains(newest, Stamp(stamp_ms, now_s))
+        newest, stamp = self._frames.newest, Stamp(stamp_ms, now_s)
+        return self._is_past(stamp) or (newest is not None and self._explains(newest, stamp))
 
     # --- the time
 
@@ -317,6 +315,13 @@ class ExchangeClock:
             return True
         self.doubted[clock.name] += 1
         return False
+
+    def _is_past(self, frame: Stamp) -> bool:
+        """Whether the stamp of a frame lies in the past: by the frames' clock, or, before its first stamp, by the least
+        time of REST's clock."""
+        newest, rest = self._frames.newest, self._rest
+        past_ms = rest.showed_ms(frame.at_s, min(1.0, rest.speed or 1.0)) if newest is None else newest.ms
+        return past_ms is not None and frame.ms <= past_ms
 
     def _clear_up(self, frames: _Clock, answer: Stamp) -> None:
         """Believe a doubted frame that REST's answer confirms."""
