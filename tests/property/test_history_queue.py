@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -116,6 +117,8 @@ class World:
                 return
             assert isinstance(work, Fetch)
             queue.settle(work, self.carry_out(work, now_s, rng), now_s)
+            queued = [status.need.span for status in queue.needs_of(BTC)]
+            assert not any(before.overlaps(after) for before, after in pairwise(queued)), "a candle is queued once"
         raise AssertionError("it does not come to an end")
 
 
@@ -217,6 +220,25 @@ def test_withheld_rows_are_requested_again_with_backoff(
             )  # a hidden row between shown ones counts as empty, except these
     world.heal(queue, now_s=20 * USUAL_RETRIES.backoff.most_s)
     assert all(gap.state is GapState.CONFIRMED_EMPTY for gap in world.ledger)
+
+
+@pytest.mark.parametrize("reason", [Reason.GAP, Reason.REQUESTED])
+def test_parts_of_a_gap_that_stay_missing_share_a_request(reason: Reason) -> None:
+    """The whole gap is read with each of its parts, so that the other parts need no request of their own."""
+    world = World(set(range(20, 200)), {0, *range(20, 200)})  # the exchange has forgotten the candle before the gap
+    world.write([], [span(5, 6), span(10, 12)])
+    queue = HistoryQueue(limits=LIMITS)
+    for row in world.ledger:
+        if row.state is GapState.UNKNOWN:
+            queue.submit(Need(BTC, row.span, reason, "a test"), 0.0)
+    world.heal(queue)
+    rounds = 30
+    for _ in range(rounds):
+        due_s = queue.next_due_s()
+        assert due_s is not None
+        world.heal(queue, due_s)
+    assert [status.need.span for status in queue.needs_of(BTC)] == [span(1, 5), span(6, 10), span(12, 20)]
+    assert len(world.reads) == rounds + 1
 
 
 def needs_of(queue: HistoryQueue, now_s: float = 0.0) -> list[Span]:

@@ -4,6 +4,7 @@ invariants hold."""
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import apsw
@@ -348,6 +349,11 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
         "requests": sum(sum(budget.waiting.values()) + budget.under_way for budget in rest.values()),
         "series with missing candles": sum(
             not exchange.is_listed_anew(derived.base_of(line)) for line in runtime.backfill._queue._lines
+        ),
+        "needs of candles that are queued already": sum(
+            before.overlaps(after)
+            for series in runtime.backfill._queue._lines
+            for before, after in pairwise(status.need.span for status in runtime.backfill.needs_of(series))
         ),
         "messages to clients": sum(len(client.outbox._messages) for client in runtime.hub._clients),
         "clients more than there are": max(0, runtime.hub.clients - clients),

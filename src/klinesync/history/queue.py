@@ -211,7 +211,8 @@ class HistoryQueue:
         elif work.reason in _REPEATED:
             answered = _answered_span(replace(work.needs[-1].need, span=work.span))
             self._remember_answer(work.series, work.reason, answered, now_s)
-        self._replace_needs(work.series, (*line.needs, *self._waiting_again(remaining, now_s, answer)))
+        waiting = list(self._waiting_again(remaining, now_s, answer))
+        self._replace_needs(work.series, (*_not_read(line.needs, waiting), *waiting))
         self._forget_if_idle(work.series)
 
     def _waiting_again(self, remaining: Sequence[Pending], now_s: float, answer: str | None) -> Iterator[Pending]:
@@ -369,6 +370,19 @@ def _after_attempt(pending: Pending, answer: str | None) -> Pending:
     """The need after a request."""
     need = replace(pending.need, urgency=Urgency.DEEP)
     return replace(pending, need=need, last_answer=answer or pending.last_answer)
+
+
+def _not_read(needs: Sequence[Pending], waiting: Sequence[Pending]) -> Iterator[Pending]:
+    """The queued needs, without the parts that were read with another need, because a gap is read whole.
+
+    needs: that were queued during the reading; urgent needs are kept.
+    waiting: the parts of the reading that wait again.
+    """
+    read = {reason: joined(pending.span for pending in waiting if pending.reason is reason) for reason in Reason}
+    for pending in needs:
+        parts = [pending.span] if pending.urgent else without([pending.span], read[pending.reason])
+        for part in parts:
+            yield pending.with_span(part)
 
 
 def _same_kind(pending: Pending, need: Need) -> bool:
