@@ -10,7 +10,9 @@
 #   make reference     the generated parts of the documents, from the code
 #   make test-clients  unmodified third-party clients against the simulated exchange
 #   make test-package  wheel and sdist: built in a clean tree, installed into empty environments
-#   make bench         measurements
+#   make bench         measurements as one table, to build/bench.json; QUICK=1 takes two minutes
+#   make performance   the table of docs/performance.md, from build/bench.json
+#   make profile       a flame graph of the minute's end of 1,000 series, to build/profile.svg
 #   make clean         remove what was made
 
 PYTHON ?= python3
@@ -20,6 +22,8 @@ DEMO_FLAGS ?=
 FUZZ_FLAGS ?=
 SEEDS ?= 500
 FIRST_SEED ?= random
+# Any value: `make bench` takes two minutes.
+QUICK ?=
 # How long each target is fuzzed.
 SECONDS ?= 600
 # Processes that share the tests: more than cores, because most tests wait for something.
@@ -28,7 +32,7 @@ WORKERS ?= 4
 PAGE := src/klinesync/web/index.html
 PAGE_SOURCES := $(shell find frontend -path frontend/node_modules -prune -o -type f -print)
 
-.PHONY: setup demo test test-long test-python test-page test-clients test-package sim fuzz lint types reference bench clean
+.PHONY: setup demo test test-long test-python test-page test-clients test-package sim fuzz lint types reference bench performance profile clean
 
 setup: .venv/.dev $(PAGE)
 
@@ -79,15 +83,14 @@ reference: .venv/.dev
 	PYTHONPATH=tests $(BIN)/python tests/docs/reference.py
 
 bench: setup
-	$(BIN)/python benchmarks/sim_load.py
-	$(BIN)/python benchmarks/write_path.py
-	$(BIN)/python benchmarks/chunks.py
-	$(BIN)/python benchmarks/import_files.py
-	$(BIN)/python benchmarks/derived.py
-	$(BIN)/python benchmarks/indicators.py
-	$(BIN)/python benchmarks/follow_exchange.py
-	$(BIN)/python benchmarks/fanout.py
-	$(BIN)/python benchmarks/reads.py
+	$(BIN)/python benchmarks/bench.py --output build/bench.json $(if $(QUICK),--quick)
+
+performance: .venv/.dev
+	PYTHONPATH=tests/docs $(BIN)/python benchmarks/bench_page.py build/bench.json
+
+profile: setup
+	@mkdir -p build
+	$(BIN)/python benchmarks/follow_exchange.py --profile build/profile.svg
 
 clean:
 	rm -rf .venv .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -3,12 +3,13 @@
     KLINESYNC_REAL_DATA=folder python benchmarks/chunks.py
 
 Recorded archives in runs of `CHUNK_CANDLES`, packed plain, with zstd, and as the store packs them. Each result is
-compared with what was packed. Times are the shortest of the rounds, in microseconds a chunk.
+compared with what was packed. Times are the shortest of the rounds, in microseconds a chunk. Then the same candles are
+stored, with all that the store keeps beside chunks, and the file's size is divided by the candles.
 """
 
 from __future__ import annotations
 
-import argparse
+import asyncio
 import csv
 import io
 import os
@@ -19,11 +20,16 @@ import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from bench_output import parser_of, write_figures
+from bench_table import Figure
 from pcodec import ChunkConfig, standalone
+from write_path import open_store
 
 from klinesync.core.candle import Candle
+from klinesync.core.series_id import SeriesId
 from klinesync.storage import chunks
 
 if sys.version_info >= (3, 14):
@@ -47,7 +53,9 @@ def recorded(folder: Path) -> list[Candle]:
             for row in csv.reader(io.TextIOWrapper(file)):
                 if row[0].isdigit():
                     values = map(float, (*row[1:6], row[7]))
-                    candles.append(Candle(int(row[0]) // 1000, *values, int(row[8]), float(row[9]), float(row[10])))
+                    # Milliseconds until the end of 2024, microseconds since then.
+                    time = int(row[0][:10])
+                    candles.append(Candle(time, *values, int(row[8]), float(row[9]), float(row[10])))
     return candles
 
 
@@ -101,17 +109,38 @@ def measure(
     print(f"  {name:36}{size:6.1f} B{1e6 * min(packing) / len(runs):9.0f} us{shown} us")
 
 
+async def stored(candles: dict[str, list[Candle]]) -> float:
+    """Bytes of a closed store a candle, the derived ones included.
+
+    candles: by symbol.
+    """
+    with TemporaryDirectory(prefix="klinesync-bench-") as folder:
+        path = Path(folder) / "store.sqlite"
+        rows = 0
+        async with open_store(path) as store:
+            for symbol, minutes in candles.items():
+                series = SeriesId.parse(f"binance:spot:{symbol}/USDT:1m")
+                for at in range(0, len(minutes), 20_000):
+                    await store.pipeline.submit(series, minutes[at : at + 20_000], "file")
+                    rows += len(store.rows())
+            await store.caught_up()
+        return path.stat().st_size / rows
+
+
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    chosen = parser.parse_args()
+    rounds = chosen.rounds
     data = os.environ.get("KLINESYNC_REAL_DATA")
     if data is None:
         print("skipped: KLINESYNC_REAL_DATA names no folder of recorded market data")
+        write_figures(chosen.json, ())
         return
+    archives = {}
     for name, folder in ARCHIVES.items():
-        candles = recorded(Path(data) / folder)
+        candles = archives[name.split()[0]] = recorded(Path(data) / folder)
         size = chunks.CHUNK_CANDLES
         runs = [candles[at : at + size] for at in range(0, len(candles) - size, size)][:MAX_CHUNKS]
         print(f"{name}: {len(runs)} chunks; a candle, packing, unpacking")
@@ -140,6 +169,9 @@ def main() -> None:
             lambda packed: chunks.unpack_between(packed, 0, 1 << 40, list, 7, full=False),
             rounds,
         )
+    size = asyncio.run(stored(archives))
+    print(f"in a store, with 5m 15m 1h 4h 1d, ledgers and indexes: {size:.1f} B a candle")
+    write_figures(chosen.json, [Figure("disk.candle", [size], [8.0 * FIELDS])])
 
 
 if __name__ == "__main__":

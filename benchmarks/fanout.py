@@ -28,6 +28,8 @@ from tempfile import TemporaryDirectory
 from zlib import crc32
 
 import uvloop
+from bench_output import parser_of, write_figures
+from bench_table import Figure
 
 from klinesync.core.candle import Applied, Candle, Forming
 from klinesync.core.series_id import SeriesId
@@ -215,7 +217,7 @@ def message_bytes(kind: str) -> int:
     return len(body) + 4
 
 
-async def measure(count: int, rounds: int) -> None:
+async def measure(count: int, rounds: int) -> list[Figure]:
     """One size of crowd."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "--serve", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -262,6 +264,13 @@ async def measure(count: int, rounds: int) -> None:
                 f"   bare {median(floor) / 1e3:>6,.0f} k/s   ratio {ratio:.2f}",
                 flush=True,
             )
+        return [
+            Figure("memory.client", [grown / count / 1e3]),
+            *(
+                Figure(f"fanout.{kind}", [rate / 1e3 for rate in rates[kind]], [rate / 1e3 for rate in floor])
+                for kind in ("forming", "closed")
+            ),
+        ]
     finally:
         ours.close()
         bare.close()
@@ -270,23 +279,24 @@ async def measure(count: int, rounds: int) -> None:
             await asyncio.wait_for(child.wait(), 20)
 
 
-async def run(crowds: Sequence[int], rounds: int) -> None:
+async def run(crowds: Sequence[int], rounds: int) -> list[Figure]:
+    """Every size of crowd; the figures are those of the first."""
     pin(-1)
     raise_file_limit()
-    for count in crowds:
-        await measure(count, rounds)
+    figures = [await measure(count, rounds) for count in crowds]
+    return figures[0]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1000, 5000])
+    parser = parser_of(__doc__)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1000, 5000], help="the figures are of the first")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.serve:
         uvloop.run(serve())
     else:
-        asyncio.run(run(chosen.clients, chosen.rounds))
+        write_figures(chosen.json, asyncio.run(run(chosen.clients, chosen.rounds)))
 
 
 if __name__ == "__main__":

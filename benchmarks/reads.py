@@ -11,7 +11,6 @@ page again and again, *not cached* a different page each time. The ratio is the 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import gc
@@ -21,6 +20,7 @@ import select
 import socket
 import sys
 import time
+from argparse import SUPPRESS
 from itertools import starmap
 from pathlib import Path
 from statistics import median
@@ -32,6 +32,8 @@ import apsw
 import msgspec
 import uvicorn
 import uvloop
+from bench_output import parser_of, write_figures
+from bench_table import Figure
 from fanout import ALONE, HANDSHAKE, masked, pin
 
 from klinesync.core.candle import Candle
@@ -57,14 +59,14 @@ TIMEOUT_S = 120
 # --- the serving process
 
 
-async def fill(folder: str) -> None:
-    """Give every series `HISTORY` candles of a random walk."""
+async def fill(folder: str, history: int) -> None:
+    """Give every series `history` candles of a random walk."""
     flags = {"database_url": f"sqlite:///{folder}/store.sqlite", "enable_derived_timeframes": "off"} | ALONE
     rng = random.Random(5)
     async with build_market_runtime(load_flags(flags)) as runtime:
         for series in SERIES:
             price, candles = rng.uniform(0.1, 50_000), []
-            for minute in range(HISTORY):
+            for minute in range(history):
                 close = round(price * rng.uniform(0.999, 1.001), 4)
                 high, low = round(max(price, close) * 1.0005, 4), round(min(price, close) * 0.9995, 4)
                 volume = round(rng.uniform(0, 500), 3)
@@ -108,11 +110,11 @@ def bare_application(path: Path) -> Any:
     return application
 
 
-async def serve() -> None:
+async def serve(history: int) -> None:
     """Prints the two ports; ends at the end of stdin."""
     pin(0)
     with TemporaryDirectory(prefix="klinesync-bench-") as folder:
-        await fill(folder)
+        await fill(folder, history)
         path = Path(folder) / "store.sqlite"
         async with build_market_runtime(load_flags({"database_url": f"sqlite:///{path}"} | ALONE)) as runtime:
             listener, bare_listener = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
@@ -193,17 +195,18 @@ class Connections:
             one.close()
 
 
-def pages(port: int, bare_port: int, rounds: int) -> None:
+def pages(port: int, bare_port: int, rounds: int, history: int) -> list[Figure]:
     rng = random.Random(7)
+    figures = []
     for limit in (500, 2000):
         for kind in ("repeated", "not cached"):
             ours_s, bare_s = [], []
             for number in range(rounds + 1):
                 targets = []
                 for _ in range(ROUND_REQUESTS):
-                    series, end = SERIES[0], FIRST + 60 * HISTORY
+                    series, end = SERIES[0], FIRST + 60 * history
                     if kind == "not cached":
-                        series, end = rng.choice(SERIES), FIRST + 60 * rng.randrange(limit, HISTORY)
+                        series, end = rng.choice(SERIES), FIRST + 60 * rng.randrange(limit, history)
                     targets.append(f"/api/market/candles?series_id={series}&before={end}&limit={limit}")
                 ours, bare = Connections(port), Connections(bare_port)
                 took_s, bodies = ours.ask(targets)
@@ -215,6 +218,9 @@ def pages(port: int, bare_port: int, rounds: int) -> None:
                 if number:  # the first round warms up
                     ours_s.append(took_s)
                     bare_s.append(bare_took_s)
+            if limit == CATCH_UP:
+                rates = [[ROUND_REQUESTS / took_s for took_s in column] for column in (ours_s, bare_s)]
+                figures.append(Figure("page.repeated" if kind == "repeated" else "page.uncached", *rates))
             ratio = median(other / mine for mine, other in zip(ours_s, bare_s, strict=True))
             print(
                 f"{f'GET {limit:,} candles, {kind}':<34} {ROUND_REQUESTS / median(ours_s):>8,.0f} /s"
@@ -222,8 +228,11 @@ def pages(port: int, bare_port: int, rounds: int) -> None:
                 flush=True,
             )
 
+    return figures
 
-def catch_ups(port: int, count: int) -> None:
+
+def catch_ups(port: int, count: int, history: int) -> list[Figure]:
+    figures = []
     for batch in (True, False):
         first_to_last, asked_to_last = [], []
         for number in range(count):
@@ -232,7 +241,7 @@ def catch_ups(port: int, count: int) -> None:
                 answer = b""
                 while b"\r\n\r\n" not in answer:
                     answer += received(one)
-                since = FIRST + 60 * (HISTORY - CATCH_UP - 1)
+                since = FIRST + 60 * (history - CATCH_UP - 1)
                 ask = {"type": "subscribe", "series_id": str(SERIES[number % 20]), "since": since}
                 begin = time.perf_counter()
                 one.sendall(masked(json.dumps(ask | {"supports_batch": batch}).encode()) + masked(b'{"type":"ping"}'))
@@ -250,33 +259,39 @@ def catch_ups(port: int, count: int) -> None:
             f"   asked to last {median(asked_to_last) * 1e3:>5.2f} ms",
             flush=True,
         )
+        if batch:
+            columns = zip(("catchup.flow", "catchup.whole"), (first_to_last, asked_to_last), strict=True)
+            figures += [Figure(row, [1e3 * took_s for took_s in laps]) for row, laps in columns]
+    return figures
 
 
-async def run(rounds: int) -> None:
+async def run(rounds: int, history: int) -> list[Figure]:
     pin(-1)
     child = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, "--serve", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
+        sys.executable, __file__, "--serve", f"--history={history}",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
     assert child.stdin is not None
     assert child.stdout is not None
     try:
         port, bare_port = map(int, (await child.stdout.readline()).split())
-        await asyncio.to_thread(pages, port, bare_port, rounds)
-        await asyncio.to_thread(catch_ups, port, 40)
+        figures = await asyncio.to_thread(pages, port, bare_port, rounds, history)
+        return figures + await asyncio.to_thread(catch_ups, port, 10 * rounds, history)
     finally:
         child.stdin.close()
         await asyncio.wait_for(child.wait(), 20)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--history", type=int, default=HISTORY, help="candles of each series, 2,500 at least")
+    parser.add_argument("--serve", action="store_true", help=SUPPRESS)
     chosen = parser.parse_args()
     if chosen.serve:
-        uvloop.run(serve())
+        uvloop.run(serve(chosen.history))
     else:
-        asyncio.run(run(chosen.rounds))
+        write_figures(chosen.json, asyncio.run(run(chosen.rounds, chosen.history)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ With `--profile` only the minute's end is run, and the profile of the writer thr
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import cProfile
 import gc
@@ -27,6 +26,8 @@ from tempfile import TemporaryDirectory
 
 import aiohttp
 import apsw
+from bench_output import parser_of, write_figures
+from bench_table import Figure
 from derived import FIRST, USUAL, minutes
 
 from klinesync.core.candle import Applied, Candle
@@ -44,9 +45,9 @@ from klinesync.storage.sqlite_file import CACHE_KIB, WAL_AUTOCHECKPOINT_PAGES
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 BULK_CANDLES = 130_000
 HISTORY = 2000
-ROUNDS = 8
 SINGLES = 250  # in a round
-MINUTES = 20  # the last of a day
+MINUTES = 6  # the last of a day
+NIGHTS = 3
 
 Rows = list[tuple[SeriesId, Candle]]
 
@@ -158,11 +159,12 @@ def ms(seconds: float) -> str:
 # --- what is measured
 
 
-async def bulk(folder: Path, candles: Sequence[Candle]) -> None:
+async def bulk(path: Path, candles: Sequence[Candle]) -> float:
+    """Import into a new store at `path`; the base and derived candles a second that factors and overlays advance."""
     batches = [candles[at : at + 20_000] for at in range(0, len(candles), 20_000)]
     transactions: list[Rows] = []
     took_s = 0.0
-    async with open_store(folder / "bulk.sqlite") as store:
+    async with open_store(path) as store:
         for batch in batches:
             begin = time.perf_counter()
             await store.pipeline.submit(BTC, batch, "file")
@@ -172,9 +174,9 @@ async def bulk(folder: Path, candles: Sequence[Candle]) -> None:
         await store.caught_up()
         caught_up_s = time.perf_counter() - begin
         rows = sum(map(len, transactions))
-    async with SqliteDatabase(folder / "bulk.bare"):
+    async with SqliteDatabase(path.with_suffix(".bare")):
         pass  # the schema
-    bare = Bare(folder / "bulk.bare")
+    bare = Bare(path.with_suffix(".bare"))
     bare_s = bare.insert(transactions)
     bare.close()
     count = len(candles)
@@ -187,10 +189,13 @@ async def bulk(folder: Path, candles: Sequence[Candle]) -> None:
     report(
         f"... factors and overlays, {rows:,} base and derived candles", f"{rows / caught_up_s / 1e3:,.0f} k/s", "", None
     )
+    return rows / caught_up_s
 
 
-async def one_by_one(folder: Path, candles: Sequence[Candle], history: int) -> float:
-    """Seconds of a live candle."""
+async def one_by_one(
+    folder: Path, candles: Sequence[Candle], history: int, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of a live candle in each round: ours, and of the bare database."""
     path = folder / f"history_{history}.sqlite"
     async with open_store(path) as store:
         await store.pipeline.submit(BTC, candles[:history], "file")
@@ -198,7 +203,7 @@ async def one_by_one(folder: Path, candles: Sequence[Candle], history: int) -> f
     bare = copy_for_bare(path)
     ours_s, bare_s, cpu_s = [], [], []
     async with open_store(path) as store:
-        for at in range(history, history + ROUNDS * SINGLES, SINGLES):
+        for at in range(history, history + rounds * SINGLES, SINGLES):
             transactions: list[Rows] = []
             begin, cpu = time.perf_counter(), time.process_time()
             for candle in candles[at : at + SINGLES]:
@@ -210,12 +215,15 @@ async def one_by_one(folder: Path, candles: Sequence[Candle], history: int) -> f
     bare.close()
     ours, floor = median(ours_s), median(bare_s)
     report(f"one live candle, behind {history:,} (CPU {ms(median(cpu_s))})", ms(ours), ms(floor), ours / floor)
-    return ours
+    return ours_s, bare_s
 
 
-async def minutes_end(path: Path, candles: Sequence[Candle], count: int, profile: bool) -> None:
-    """The last minutes of a day of `count` series; `path` becomes their store."""
-    names = [SeriesId.parse(f"binance:spot:COIN{number}/USDT:1m") for number in range(count)]
+async def fill(path: Path, candles: Sequence[Candle], names: Sequence[SeriesId]) -> None:
+    """Make the store that each night begins with.
+
+    candles: of a day, of which the last minutes are left out.
+    """
+    count = len(names)
     async with open_store(path) as store:
         begin = time.perf_counter()
         await asyncio.gather(
@@ -229,9 +237,21 @@ async def minutes_end(path: Path, candles: Sequence[Candle], count: int, profile
     size = size_of(path)
     report("on disk, per candle stored (base and derived)", f"{size / rows:,.1f} B", "", None)
     report("on disk, per base candle", f"{size / base:,.1f} B", "", None)
+
+
+Lap = tuple[float, float, float]
+
+
+async def night(
+    path: Path, candles: Sequence[Candle], names: Sequence[SeriesId], laps: dict[str, list[Lap]], profile: bool
+) -> float:
+    """Write the last minutes of a day into a copy of the store; the seconds until states were in memory.
+
+    laps: by closing timeframes, to which seconds, CPU seconds and seconds of the bare database are added.
+    """
+    count = len(names)
     bare = copy_for_bare(path)
-    laps: dict[str, list[tuple[float, float, float]]] = {}
-    async with open_store(path) as store:
+    async with open_store(Path(shutil.copy(path, path.with_suffix(".night")))) as store:
         begin = time.perf_counter()
         await asyncio.sleep(0.1)
         await store.warmed()
@@ -253,10 +273,29 @@ async def minutes_end(path: Path, candles: Sequence[Candle], count: int, profile
             await store.on_writer(profiler.disable)
             pstats.Stats(profiler).sort_stats("tottime").print_stats(20)
     bare.close()
+    return warm_s
+
+
+async def minutes_ends(
+    path: Path, candles: Sequence[Candle], names: Sequence[SeriesId], nights: int, profile: bool
+) -> list[Figure]:
+    """The last minutes of a day, several times; `path` becomes the store before them."""
+    await fill(path, candles, names)
+    count = len(names)
+    laps: dict[str, list[Lap]] = {}
+    warm_s = [await night(path, candles, names, laps, profile) for _ in range(nights)]
     for closing_names, columns in laps.items():
         ours, cpu_s, floor = (median(column) for column in zip(*columns, strict=True))
         name = f"minute's end of {count:,} series, {closing_names} (CPU {cpu_s * 1e3:,.0f} ms)"
         report(name, ms(ours), ms(floor), ours / floor)
+    all_close = " ".join(["closing 1m", *(target.code for target in USUAL)])
+    return [
+        Figure("start.warm", warm_s),
+        *(
+            Figure(row, [1e3 * ours for ours, _, _ in laps[key]], [1e3 * floor for *_, floor in laps[key]])
+            for row, key in (("write.minute", "closing 1m"), ("write.midnight", all_close))
+        ),
+    ]
 
 
 async def start(path: Path, series: Sequence[SeriesId]) -> float:
@@ -288,33 +327,43 @@ async def start(path: Path, series: Sequence[SeriesId]) -> float:
         await process.wait()
 
 
-async def run(count: int, profile: bool) -> None:
+async def run(count: int, rounds: int, profile: bool) -> list[Figure]:
     candles = minutes(BULK_CANDLES * 60 // DAY_S + 1, 0.0)[:BULK_CANDLES]
     day = minutes(1 + HISTORY * 60 // DAY_S + 1, 0.0)
     assert (FIRST + len(day) * 60) % DAY_S == 0
     with TemporaryDirectory(prefix="klinesync-bench-") as name:
         folder = Path(name)
         print(f"{'':<80} {'klinesync':>16} {'bare database':>16} {'ratio':>7}")
-        if not profile:
-            await bulk(folder, candles)
-            short, long = [await one_by_one(folder, candles, history) for history in (1_000, 100_000)]
-            report("... behind 100,000 candles, of that behind 1,000", f"{long / short:.2f}", "", None)
         store = folder / "minutes.sqlite"
-        await minutes_end(store, day, count, profile)
-        if not profile:
-            empty = await start(folder / "empty.sqlite", [BTC])
-            names = [SeriesId.parse(f"binance:spot:COIN{number}/USDT:1m") for number in range(count)]
-            report("start of a service on an empty store, to ready", f"{empty:.2f} s", "", None)
-            full = await start(store, names)
-            report(f"... on {count:,} series and {len(USUAL)} derived timeframes", f"{full:.2f} s", "", None)
+        names = [SeriesId.parse(f"binance:spot:COIN{number}/USDT:1m") for number in range(count)]
+        if profile:
+            return await minutes_ends(store, day, names, 1, profile)
+        advanced = [await bulk(folder / f"bulk_{number}.sqlite", candles) for number in range(rounds)]
+        short, short_bare = await one_by_one(folder, candles, 1_000, 2 * rounds + 2)
+        long, long_bare = await one_by_one(folder, candles, 100_000, 2 * rounds + 2)
+        report("... behind 100,000 candles, of that behind 1,000", f"{median(long) / median(short):.2f}", "", None)
+        ends = await minutes_ends(store, day, names, rounds, profile)
+        empty = [await start(folder / "empty.sqlite", [BTC]) for _ in range(rounds)]
+        report("start of a service on an empty store, to ready", f"{median(empty):.2f} s", "", None)
+        full = [await start(store, names) for _ in range(rounds)]
+        report(f"... on {count:,} series and {len(USUAL)} derived timeframes", f"{median(full):.2f} s", "", None)
+    return [
+        Figure("ledger.bulk", [rate / 1e3 for rate in advanced]),
+        Figure("write.single", [1e3 * took_s for took_s in short], [1e3 * took_s for took_s in short_bare]),
+        Figure("write.single_long", [1e3 * took_s for took_s in long], [1e3 * took_s for took_s in long_bare]),
+        Figure("write.depth", [1e3 * took_s for took_s in long], [1e3 * took_s for took_s in short]),
+        *ends,
+        Figure("start.ready", full, empty),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--series", type=int, default=1000, help="of the minute's end")
     parser.add_argument("--profile", action="store_true", help="what the writer thread does at the minute's end")
+    parser.add_argument("--rounds", type=int, default=NIGHTS, help="of imports, nights and starts")
     chosen = parser.parse_args()
-    asyncio.run(run(chosen.series, chosen.profile))
+    write_figures(chosen.json, asyncio.run(run(chosen.series, chosen.rounds, chosen.profile)))
 
 
 if __name__ == "__main__":
