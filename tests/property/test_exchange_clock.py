@@ -271,6 +271,27 @@ def test_no_close_looks_early_while_rest_stops_answering(speed: float, answers: 
         assert model.clock.is_ahead(int(model.true_ms + 15_000.0 + 20_000.0 * speed), model.now_s)
 
 
+@pytest.mark.parametrize("speed", [7.0, 60.0, 300.0])
+def test_a_late_close_does_not_look_early_after_rests_clock_has_jumped(speed: float) -> None:
+    """The late frame makes the frames' clock look slow."""
+    model = ModelExchange(speed=speed)
+    model.run(20.0, rows=True)
+    model.off_ms["rest"] -= 60_000.0 * speed
+    model.run(20.0, rows=True)
+    model.off_ms["rest"] = 0.0
+    moved = model.clock.moved["rest"]
+    while model.clock.moved["rest"] == moved:
+        model.pass_time(1.0)
+        model.frame()
+        model.answer()
+    for _ in range(2):
+        model.frame()
+        model.pass_time(3.0)
+    late_ms = int(model.true_ms - 2_000.0 * speed)
+    model.clock.heard(late_ms, model.now_s)
+    assert not model.clock.is_ahead(late_ms, model.now_s)
+
+
 @settings(max_examples=examples(40), deadline=None)
 @given(SPEEDS, st.integers(-60, 60), st.lists(st.floats(0.0, 59.9), min_size=1, max_size=20))
 def test_forming_candles_never_make_a_close_in_time_look_early(speed: float, off_s: int, seconds: list[float]) -> None:
@@ -302,3 +323,16 @@ def test_a_repeated_frame_proves_nothing() -> None:
         assert not model.clock.heard(T0_MS + HOUR_MS, model.now_s)
     model.run(2.0)
     assert model.error_ms() <= model.near_ms
+
+
+@given(st.sampled_from([1.0, 7.0, 60.0, 300.0]), st.floats(0.0, 3.0), st.floats(0.0, 60.0))
+def test_a_late_first_frame_is_believed_at_any_speed_while_rest_does_not_answer(
+    speed: float, late_s: float, silent_s: float
+) -> None:
+    model = ModelExchange(speed)
+    model.run(10.0, frames=False)
+    model.pass_time(silent_s)
+    known_ms = model.clock.estimate_ms(model.now_s)
+    assert model.clock.heard(int(model.true_ms - late_s * 1000 * speed), model.now_s)
+    assert known_ms is not None
+    assert abs((model.clock.estimate_ms(model.now_s) or 0) - known_ms) <= max(DIFFER_MS, speed * DIFFER_OURS_S * 1000)

@@ -76,12 +76,13 @@ class ClockDifference(NamedTuple):
 class _Clock:
     """One of the two clocks. `newest`: the newest believed stamp; `suspects`: doubted stamps."""
 
-    __slots__ = ("_base", "_past_end_ms", "name", "newest", "speed", "suspects")
+    __slots__ = ("_base", "_past_end_ms", "_speed_before", "name", "newest", "speed", "suspects")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.newest: Stamp | None = None
         self.speed: float | None = None  # unknown before two stamps
+        self._speed_before: float | None = None  # the last speed that was measured before the clock was set
         self.suspects: list[Stamp] = []
         self._past_end_ms = [0, 0]  # the two greatest values of `formed`
         self._base: Stamp | None = None  # the stamp from which the speed is measured
@@ -99,10 +100,16 @@ class _Clock:
     def set(self, *run: Stamp) -> None:
         """Restart the clock with these stamps. The suspects are kept, because they may show an unknown speed."""
         self.newest = self._base = None
-        self.speed = None
+        self._speed_before, self.speed = self.likely_speed, None
         self._past_end_ms = [0, 0]
         for stamp in run:
             self.move(stamp)
+
+    @property
+    def likely_speed(self) -> float | None:
+        """The measured speed, or, while there is none since the clock was set, the speed before: a clock that jumps
+        goes on at its speed."""
+        return self._speed_before if self.speed is None else self.speed
 
     @property
     def ahead_ms(self) -> int:
@@ -254,7 +261,7 @@ class ExchangeClock:
         # At least 1: a late frame or a wrong first stamp makes a clock look slow. The speed of a frames' clock that
         # runs away from the candles does not count.
         sound = (clock, second) if self._frames.ahead_ms <= self._differ_ms(self._frames) else (self._rest,)
-        speed = max(1.0, next((candidate.speed for candidate in sound if candidate.speed is not None), 1.0))
+        speed = max(1.0, next((known for candidate in sound if (known := candidate.likely_speed) is not None), 1.0))
         newest, shown_ms = clock.newest, clock.showed_ms(then_s, speed)
         if newest is None or shown_ms is None:
             return False
@@ -317,10 +324,9 @@ class ExchangeClock:
         return False
 
     def _is_past(self, frame: Stamp) -> bool:
-        """Whether the stamp of a frame lies in the past: by the frames' clock, or, before its first stamp, by the least
-        time of REST's clock."""
-        newest, rest = self._frames.newest, self._rest
-        past_ms = rest.showed_ms(frame.at_s, min(1.0, rest.speed or 1.0)) if newest is None else newest.ms
+        """Whether the stamp of a frame lies in the past: by the frames' clock; before its first stamp, by REST's."""
+        newest = self._frames.newest
+        past_ms = self._rest.estimate_ms(frame.at_s) if newest is None else newest.ms
         return past_ms is not None and frame.ms <= past_ms
 
     def _clear_up(self, frames: _Clock, answer: Stamp) -> None:
