@@ -272,6 +272,24 @@ def test_no_close_looks_early_while_rest_stops_answering(speed: float, answers: 
 
 
 @pytest.mark.parametrize("speed", [7.0, 60.0, 300.0])
+@pytest.mark.parametrize("latency_s", [1.0, 5.0, 10.0])
+def test_a_slow_answer_does_not_make_closes_look_early(speed: float, latency_s: float) -> None:
+    """The answer comes late, and makes REST's clock look slow; then REST stops answering."""
+    model = ModelExchange(speed=speed)
+    model.run(10.0, rows=True)
+    model.off_ms["rest"] = -60_000.0 * speed
+    model.run(10.0, rows=True)  # the clock is set, and its speed is measured anew
+    model.pass_time(latency_s)
+    model.clock.asking(model.now_s)
+    shown_ms = model.stamp("rest")
+    model.pass_time(latency_s)
+    model.clock.answered(shown_ms, model.now_s)
+    for _ in range(60):
+        model.pass_time(1.0)
+        assert not model.clock.is_ahead(model.stamp("rest"), model.now_s)
+
+
+@pytest.mark.parametrize("speed", [7.0, 60.0, 300.0])
 def test_a_late_close_does_not_look_early_after_rests_clock_has_jumped(speed: float) -> None:
     """The late frame makes the frames' clock look slow."""
     model = ModelExchange(speed=speed)

@@ -76,12 +76,15 @@ class ClockDifference(NamedTuple):
 class _Clock:
     """One of the two clocks. `newest`: the newest believed stamp; `suspects`: doubted stamps."""
 
-    __slots__ = ("_base", "_past_end_ms", "_speed_before", "name", "newest", "speed", "suspects")
+    __slots__ = ("_base", "_past_end_ms", "_speed_before", "error", "name", "newest", "speed", "suspects")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.newest: Stamp | None = None
         self.speed: float | None = None  # unknown before two stamps
+        self.error = (
+            0.0  # by how much the last measured speed may be too low, as a share, for the latency of the answer
+        )
         self._speed_before: float | None = None  # the last speed that was measured before the clock was set
         self.suspects: list[Stamp] = []
         self._past_end_ms = [0, 0]  # the two greatest values of `formed`
@@ -142,6 +145,7 @@ class _Clock:
         if elapsed_s >= max(MEASURE_S, 2 * unsure_s):
             speed = (stamp.ms - base.ms) / 1000 / elapsed_s
             self.speed = 1.0 if abs(speed - 1.0) <= max(0.02, (LATENCY_S + unsure_s) / elapsed_s) else speed
+            self.error = stamp.latency_s / (elapsed_s - stamp.latency_s)
 
 
 class ExchangeClock:
@@ -261,14 +265,15 @@ class ExchangeClock:
         # At least 1: a late frame or a wrong first stamp makes a clock look slow. The speed of a frames' clock that
         # runs away from the candles does not count.
         sound = (clock, second) if self._frames.ahead_ms <= self._differ_ms(self._frames) else (self._rest,)
-        speed = max(1.0, next((known for candidate in sound if (known := candidate.likely_speed) is not None), 1.0))
+        known = [(speed, candidate.error) for candidate in sound if (speed := candidate.likely_speed) is not None]
+        speed, error = max(known[0], (1.0, 0.0)) if known else (1.0, 0.0)
         newest, shown_ms = clock.newest, clock.showed_ms(then_s, speed)
         if newest is None or shown_ms is None:
             return False
         near_ms = max(self._differ_ms(clock), speed * DIFFER_OURS_S * 1000)
-        unsure_s = newest.latency_s * speed
+        unsure_s = newest.latency_s * speed * (1.0 + error)
         if speed != 1.0:  # the speed was measured
-            unsure_s += abs(then_s - newest.at_s) * speed * (SLACK - 1.0)
+            unsure_s += abs(then_s - newest.at_s) * speed * max(SLACK - 1.0, error)
         return time_ms > shown_ms - clock.ahead_ms + near_ms + unsure_s * 1000
 
     @property
