@@ -86,6 +86,10 @@ class Store:
         while self.ledger.has_cold:  # noqa: ASYNC110  # there is no event for it
             await asyncio.sleep(0.001)
 
+    async def packed(self) -> None:
+        """Pack older rows, as a service does some seconds after a minute's end."""
+        await self.database.write(lambda store: store.pack_rows(most=sys.maxsize))
+
     async def on_writer(self, work: Callable[[], object]) -> None:
         """Run `work` on the writer's thread."""
         await self.database.write(lambda _: work())
@@ -106,7 +110,8 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
 
 
 class Bare:
-    """The bare database: the same table and pragmas, prepared rows, one insert statement."""
+    """The bare database: the same file and pragmas, prepared rows, one insert statement, and a table that is sorted by
+    time first: what is inserted at a minute's end lies together."""
 
     def __init__(self, path: Path) -> None:
         self._connection = connection = apsw.Connection(str(path))
@@ -114,6 +119,11 @@ class Bare:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        columns = ", ".join(f"{name} REAL" for name in Candle._fields[1:])
+        connection.execute(
+            f"CREATE TABLE newest (time INTEGER, series_no INTEGER, {columns}, PRIMARY KEY (time, series_no))"
+            " WITHOUT ROWID"
+        )
         self._numbers = {
             SeriesId.parse(str(name)): number
             for name, number in connection.execute("SELECT series_id, series_no FROM series")
@@ -124,11 +134,13 @@ class Bare:
         for series in {series for rows in transactions for series, _ in rows}.difference(self._numbers):
             self._connection.execute("INSERT INTO series (series_id) VALUES (?)", (str(series),))
             self._numbers[series] = self._connection.last_insert_rowid()
-        ready = [[(self._numbers[series], *candle) for series, candle in rows] for rows in transactions]
+        ready = [
+            [(candle.time, self._numbers[series], *candle[1:]) for series, candle in rows] for rows in transactions
+        ]
         begin = time.perf_counter()
         for rows in ready:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(f"INSERT INTO candle VALUES (?{', ?' * len(Candle._fields)})", rows)
+            self._connection.executemany(f"INSERT INTO newest VALUES (?{', ?' * len(Candle._fields)})", rows)
             self._connection.execute("COMMIT")
         return time.perf_counter() - begin
 
@@ -268,6 +280,7 @@ async def night(
             took_s, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
             written = store.rows()
             assert len(written) == count * (1 + len(closing))
+            await store.packed()
             laps.setdefault("closing " + " ".join(["1m", *closing]), []).append((took_s, cpu_s, bare.insert([written])))
         if profile:
             await store.on_writer(profiler.disable)

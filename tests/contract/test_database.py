@@ -19,8 +19,9 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.history.files.rows import of_store
-from klinesync.storage import chunks
+from klinesync.storage import candle_table, chunks
 from klinesync.storage.candles import CandleStore
+from klinesync.storage.damage import Kept
 from klinesync.storage.database import Database
 from klinesync.storage.records import Ledger, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
@@ -266,30 +267,32 @@ async def test_a_file_that_is_no_store_is_refused_with_a_sentence(
 MINUTES = st.integers(1, 40)
 
 
-@pytest.fixture(params=[1, 4, 256], ids=lambda size: f"chunks_of_{size}")
-def chunk_candles(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Candles per chunk: with a small number most stored candles are packed."""
+@pytest.fixture(params=[(1, 1, 1), (4, 3, 8), (8, 4, 20), (256, 16, 128)], ids=lambda sizes: f"chunks_of_{sizes[0]}")
+def chunk_candles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Open times of a chunk, of the newest rows, and most of the rows: with small numbers most candles are packed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "CHUNK_CANDLES", request.param)
-        yield request.param
+        patch.setattr(chunks, "CHUNK_CANDLES", request.param[0])
+        patch.setattr(candle_table, "ROW_CANDLES", request.param[1])
+        patch.setattr(candle_table, "MOST_ROW_CANDLES", request.param[2])
+        yield
 
 
 @settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     implementation=st.sampled_from(IMPLEMENTATIONS),
     steps=st.lists(
-        st.lists(st.tuples(MINUTES, st.integers(1, 3)), max_size=12) | MINUTES,
-        max_size=8,
+        st.lists(st.tuples(MINUTES, st.integers(1, 3)), max_size=12) | MINUTES | st.sampled_from(["pack", "next"]),
+        max_size=12,
     ),
     looks=st.lists(st.tuples(MINUTES, MINUTES, st.integers(1, 12)), min_size=4, max_size=4),
 )
 async def test_the_store_is_a_map_from_time_to_the_last_values(
-    chunk_candles: int,
+    chunk_candles: None,
     implementation: Callable[[Path], Database],
-    steps: list[list[tuple[int, int]] | int],
+    steps: list[list[tuple[int, int]] | int | str],
     looks: list[tuple[int, int, int]],
 ) -> None:
-    """A step writes candles, or trims candles that are older than a minute."""
+    """A step writes candles, appends the next one, trims candles that are older than a minute, or packs rows."""
     model: dict[int, Candle] = {}
     with TemporaryDirectory() as folder:
         async with implementation(Path(folder) / "store.sqlite") as database:
@@ -299,6 +302,11 @@ async def test_the_store_is_a_map_from_time_to_the_last_values(
                     before = step * 60
                     await database.write(lambda store, before=before: store.trim(BTC, before))  # type: ignore[misc]
                     model = {time: row for time, row in model.items() if time >= before}
+                elif isinstance(step, str):
+                    last = candle(max(model, default=0) // 60 + 1)
+                    change = pack if step == "pack" else lambda store, last=last: store.append(BTC, last)
+                    if await database.write(change) is not None:
+                        model[last.time] = last
                 else:
                     rows = [candle(minute, close=version / 2) for minute, version in step]
                     head = max(model, default=None)
@@ -312,6 +320,11 @@ async def test_the_store_is_a_map_from_time_to_the_last_values(
                 for read in (database.read, database.write):
                     await read(lambda store, stored=stored: check(store, stored, looks))  # type: ignore[misc]
             assert await all_of(database, ETH) == candles(7)
+
+
+def pack(store: CandleStore) -> None:
+    """Pack the rows of up to two series."""
+    store.pack_rows(2)
 
 
 class Abandoned(Exception):
@@ -375,8 +388,86 @@ async def test_what_an_older_version_kept_as_rows_is_read_and_packed_when_the_he
         await write(database, BTC, rows[-300:])
         assert await all_of(database, BTC) == rows
     connection = apsw.Connection(str(path))
-    assert int(str(connection.execute("SELECT count(*) FROM candle").get)) <= chunks.CHUNK_CANDLES
+    assert int(str(connection.execute("SELECT count(*) FROM candle").get)) <= candle_table.ROW_CANDLES
     connection.close()
+
+
+def rows_of(store: CandleStore) -> int:
+    """The rows of the first series."""
+    return len(store.tables.candles(1, 0, 1 << 40, -1, newest=True))
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["packing", "the writer is never idle"])
+async def test_the_rows_of_a_series_are_few(make: Callable[[Path], Database], tmp_path: Path, packs: bool) -> None:
+    most = 0
+
+    def append(store: CandleStore, minute: int) -> int:
+        if store.append(BTC, candle(minute)) is None:
+            store.write(BTC, candles(minute), Origin("test", 1))
+        if packs and store.to_pack:
+            store.pack_rows(1)
+        store.save()
+        return rows_of(store)
+
+    async with make(tmp_path / "store.sqlite") as database:
+        await write(database, BTC, candles(0))
+        for minute in range(1, 400):
+            most = max(most, await database.write(lambda store, minute=minute: append(store, minute)))  # type: ignore[misc]
+        assert most == (candle_table.ROW_CANDLES if packs else candle_table.MOST_ROW_CANDLES)
+        assert await all_of(database, BTC) == candles(*range(400))
+
+
+async def test_series_are_packed_at_different_minutes(make: Callable[[Path], Database], tmp_path: Path) -> None:
+    packed: dict[SeriesId, list[int]] = {BTC: [], ETH: []}
+
+    def append(store: CandleStore, series: SeriesId, minute: int) -> None:
+        assert store.append(series, candle(minute))
+        if store.to_pack:
+            store.pack_rows(1)
+            packed[series].append(minute)
+
+    async with make(tmp_path / "store.sqlite") as database:
+        for series in packed:
+            await write(database, series, candles(0))
+            for minute in range(1, 100):
+                await database.write(lambda store, series=series, minute=minute: append(store, series, minute))  # type: ignore[misc]
+    assert [len(minutes) for minutes in packed.values()] == [6, 6]
+    assert not set(packed[BTC]) & set(packed[ETH])
+
+
+async def test_damage_of_the_newest_chunk_ends_before_the_rows_and_costs_no_new_candle(
+    make: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    """The chunk reaches to times whose candles are rows; it is not packed further."""
+    path = tmp_path / "store.sqlite"
+    async with make(path) as database:
+        await write(database, BTC, candles(*range(300)))
+        first_row = (await database.read(lambda store: store.tables.candles(1, 0, 1 << 40, 1, newest=False)))[0][0]
+    connection = apsw.Connection(str(path))
+    connection.execute("UPDATE candle_chunk SET candles = substr(candles, 2) WHERE chunk_id = (1 << 32) + 1")
+    connection.close()
+
+    def append(store: CandleStore, minute: int) -> None:
+        if store.append(BTC, candle(minute)) is None:
+            store.write(BTC, candles(minute), Origin("test", 1))
+        store.pack_rows(1)
+
+    async with make(path) as database:
+        stored = await database.read(lambda store: store.newest(BTC, 1000, strict=False))
+        assert [row.time // 60 for row in stored] == [*range(255), *range(int(str(first_row)) // 60, 300)]
+        assert await database.read(lambda store: store.damaged(BTC)) == [Span(255 * 60, int(str(first_row)))]
+        for minute in range(300, 300 + 2 * candle_table.MOST_ROW_CANDLES):
+            await database.write(lambda store, minute=minute: append(store, minute))  # type: ignore[misc]
+        taken = await database.write(lambda store: store.take_out_damaged(BTC, Span(255 * 60, 256 * 60), 1))
+        assert [part.span for part in taken] == [Span(255 * 60, int(str(first_row)))]
+        assert [(gap.start, gap.end) for gap in await database.read(lambda store: store.gaps(BTC))] == [taken[0].span]
+        database.damage.drop(BTC, Kept.CANDLES, taken[0].span)  # as whoever has taken it out does
+        await database.write(lambda store: append(store, 300 + 2 * candle_table.MOST_ROW_CANDLES))
+        assert await database.read(rows_of) <= candle_table.ROW_CANDLES
+        assert (
+            len(await all_of(database, BTC))
+            == 301 + 2 * candle_table.MOST_ROW_CANDLES - (taken[0].span.end - taken[0].span.start) // 60
+        )
 
 
 async def test_a_damaged_chunk_is_told_and_not_read(make: Callable[[Path], Database], tmp_path: Path) -> None:
@@ -400,7 +491,7 @@ async def test_a_full_disk_is_told_until_a_write_or_a_probe_succeeds(
         assert database.write_error is None
         await limit(database, 1)
         with pytest.raises(StoreError, match=r"cannot be written: .*full"):
-            await write(database, BTC, candles(*range(2, 2000)))
+            await write(database, BTC, candles(*range(2, 9000)))
         for _ in range(2):
             with pytest.raises(StoreError, match="cannot be written"):
                 await database.probe()

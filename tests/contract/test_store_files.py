@@ -184,7 +184,7 @@ async def test_a_store_that_is_removed_or_replaced_while_it_is_open_takes_no_wri
     folder = tmp_path / "data"
     folder.mkdir()
     path = folder / "store.sqlite"
-    await filled(folder / "other.sqlite", 2000)
+    await filled(folder / "other.sqlite", 20_000)
     async with SqliteDatabase(path) as database:
         await database.write(put(0, 10))
         assert database.write_error is None

@@ -16,14 +16,15 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.pipelines.derived_step import DerivedStep
-from klinesync.pipelines.ingest_pipeline import IngestPipeline
+from klinesync.pipelines.ingest_pipeline import PACK_AFTER_S, IngestPipeline
 from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.pipelines.submissions import Empty, QueueLimits, Submission
 from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.database import Database
-from klinesync.storage.sqlite import SqliteDatabase
+from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
+from sim.virtual_loop import VirtualLoop
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -234,6 +235,55 @@ async def test_a_full_disk_while_factors_are_written_is_no_fault_of_a_plugin_and
     assert not any(record.exc_info for record in caplog.records)
 
 
+def test_rows_are_packed_some_seconds_after_the_last_batch_and_again_after_a_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = VirtualLoop()
+
+    async def rows(database: Database) -> int:
+        return await database.read(lambda store: len(store.tables.candles(1, 0, 1 << 40, -1, newest=True)))
+
+    async def pause() -> None:
+        await asyncio.sleep(0)
+
+    async def work() -> None:
+        full = False
+
+        def before_commit() -> None:
+            if full:
+                raise apsw.FullError("database or disk is full")
+
+        async with InThreadSqliteDatabase(
+            tmp_path / "store.sqlite", pause=pause, before_commit=before_commit
+        ) as database:
+            pipeline = IngestPipeline(
+                database, NOTHING_DERIVED, no_ledger(), Published(), lambda: 1_700_000_000.0, monotonic=loop.time
+            )
+            task = asyncio.create_task(pipeline.run())
+            await pipeline.submit(BTC, [candle(0)], "test")
+            for minute in range(1, 40):
+                await offered(pipeline, BTC, candle(minute))
+                await asyncio.sleep(PACK_AFTER_S / 2)
+            assert await rows(database) == 40, "another batch always came before"
+            full = True
+            await asyncio.sleep(PACK_AFTER_S)
+            assert await rows(database) == 40
+            assert caplog.text.count("pipeline.pack_failed") == 1
+            full = False
+            await asyncio.sleep(10 * PACK_AFTER_S)
+            assert await rows(database) == 40
+            await offered(pipeline, BTC, candle(40))
+            await asyncio.sleep(2 * PACK_AFTER_S)
+            assert await rows(database) == 41 - 31, "the first series begins anew one minute before the others"
+            task.cancel()
+            await asyncio.wait([task])
+
+    try:
+        loop.run_until_complete(work())
+    finally:
+        loop.close()
+
+
 async def test_a_series_without_room_in_the_queue_is_broken_until_there_is_room(tmp_path: Path) -> None:
     async with counting(tmp_path, QueueLimits(live=4)) as pipeline:
         for minute in (1, 2, 3, 4):
@@ -332,7 +382,8 @@ async def test_minutes_that_were_damaged_are_lost_not_empty_where_a_symbol_was_l
         before = await database.read(lambda store: store.oldest(five, 100, since=-1))
     page_checksums.load()
     connection = apsw.Connection(str(path))
-    connection.execute("UPDATE candle_chunk SET candles = CAST(substr(candles, 1, 30) || x'a7' AS BLOB)")
+    damage = "UPDATE candle_chunk SET candles = CAST(substr(candles, 1, 30) || x'a7' AS BLOB) WHERE chunk_id < 2 << 32"
+    connection.execute(damage)
     connection.close()
     async with opened() as (pipeline, database):
         await database.read(lambda store: store.newest(BTC, 300, strict=False))

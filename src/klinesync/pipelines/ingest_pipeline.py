@@ -48,6 +48,10 @@ LOG_EVERY_S = 60.0
 DAMAGE_LINE_S = 600.0
 # Most repeats of a transaction that meets damage; after them one more, without any ledger.
 MAX_DONE_AGAIN = 8
+# Series whose rows are packed in one transaction; others wait for it.
+PACKED_AT_ONCE = 16
+# Seconds without a batch after which rows are packed: not between the candles of a minute's end.
+PACK_AFTER_S = 2.0
 # Base candles of one transaction that brings a derived series up to date.
 MAX_REFRESH_CANDLES = 20_000
 
@@ -108,6 +112,8 @@ class IngestPipeline:
         self._told_damage = LogLimit(DAMAGE_LINE_S)
         # By series, ledgers that are left out of transactions until they have caught up, and the damage.
         self._unreadable_ledgers: dict[SeriesId, StoreDamaged] = {}
+        # When rows may be packed, in monotonic seconds; None: there are none to pack.
+        self._pack_at_s: float | None = None
         # Counters since the start: transactions, changed candles by source, and revised candles.
         self.batches = 0
         self.batches_failed = 0
@@ -304,6 +310,8 @@ class IngestPipeline:
                 await _finished(self._catch_up(series), "pipeline catch-up")
             elif self._ledger.has_cold:
                 await self._look(self._ledger.warm)
+            elif self._pack_at_s is not None and self._pack_at_s <= self._monotonic():
+                await _finished(self._pack(), "pipeline packing")
             else:
                 await self._something_to_do(look_at_s)
 
@@ -320,7 +328,7 @@ class IngestPipeline:
 
     async def _something_to_do(self, look_at_s: float | None) -> None:
         self._arrived.clear()
-        due = [at_s for at_s in (look_at_s, self._ledger.next_due_s()) if at_s is not None]
+        due = [at_s for at_s in (look_at_s, self._ledger.next_due_s(), self._pack_at_s) if at_s is not None]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(min(due, default=None)):
                 await self._arrived.wait()
@@ -349,6 +357,22 @@ class IngestPipeline:
             if not progress.left:
                 self._unreadable_ledgers.pop(series, None)
             self._tell(progress)
+
+    async def _pack(self) -> None:
+        """Pack rows of some series; when that fails, it is tried again after the next batch."""
+
+        def change(store: CandleStore) -> bool:
+            store.pack_rows(PACKED_AT_ONCE)
+            return store.to_pack
+
+        try:
+            more = await self._database.write(change)
+        except StoreError as error:
+            if self._told_failure.allow(str(error), self._monotonic()) is not None:
+                log.error("pipeline.pack_failed", "the newest candles cannot be packed at present", error=error)
+            self._pack_at_s = None
+        else:
+            self._pack_at_s = self._monotonic() if more else None
 
     async def drain(self) -> None:
         """Write all queued candles; called at the shutdown, after `run` was cancelled."""
@@ -485,7 +509,9 @@ class IngestPipeline:
         began_s = self._monotonic()
         one_by_one = False
         try:
-            results, beside = await self._commit(lambda store: (self.apply(store, batch, began_s), store.changes))
+            results, beside, to_pack = await self._commit(
+                lambda store: (self.apply(store, batch, began_s), store.changes, store.to_pack)
+            )
         except StoreDamaged as error:
             self.batches_failed += 1
             if len(batch) == 1:
@@ -501,6 +527,7 @@ class IngestPipeline:
             fail([*batch, *self._waiting.break_off(batch)], error)
         else:
             self.batches += 1
+            self._pack_at_s = self._monotonic() + PACK_AFTER_S if to_pack else None
             for submission, changes in zip(batch, results, strict=True):
                 for applied in changes:
                     if applied.candles:

@@ -52,6 +52,7 @@ LogEvent = Literal[
     "origin.refused",
     "overlay.left_out",
     "pipeline.batch_failed",
+    "pipeline.pack_failed",
     "pipeline.submission_failed",
     "plugin.suspended",
     "rest.items_left_out",

@@ -1,10 +1,11 @@
 """Where the candles of a series lie: the newest are rows, which are cheap to add; those before them are chunks, which
-are cheap to read and to keep. All chunks of a series lie before its rows."""
+are cheap to read and to keep. All packed candles of a series lie before its rows. The newest chunk grows: rows are
+packed into it while nothing else is written (`pack`)."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from types import NoneType
@@ -19,6 +20,12 @@ from klinesync.storage.chunks import Maker, T, as_candles, chunk_of, chunk_start
 from klinesync.storage.damage import Damage, OddValue, StoreDamaged
 from klinesync.storage.memory import Edges, Facts, Memory, edges_of, integer
 from klinesync.storage.tables import Tables, Values
+
+# Open times of a series whose candles stay rows when those before them are packed. At a minute's end every series adds
+# a row: the fewer rows a series has, the fewer pages are written.
+ROW_CANDLES = 16
+# Most open times between the first and the newest row: with more, the write itself packs.
+MOST_ROW_CANDLES = 128
 
 # Types of values; only those of the order flow may be missing.
 _NUMBERS = frozenset({int, float, NoneType})
@@ -98,7 +105,7 @@ class CandleTable:
         if facts.tail and window.start >= facts.tail[0].time:
             return [candle for candle in facts.tail if window.start <= candle.time < window.end]
         rows = self.rows(facts.number, window, as_candles)
-        if facts.row_chunk is not None and chunk_of(facts.number, series.timeframe, window.start) >= facts.row_chunk:
+        if facts.first_row is not None and window.start >= facts.first_row:
             return rows
         found = list(chain.from_iterable(self.chunks.read(series, facts.number, window, as_candles)))
         return found + rows if found else rows
@@ -134,31 +141,67 @@ class CandleTable:
             raise OddValue("a candle has a value that is no number")
         return make(rows if full else [row[:OHLCV] for row in rows])
 
-    def put_row(self, number: int, candle: Candle) -> None:
-        """Put a candle that is a row: it opens in the chunk of the head."""
-        self._unsaved.append((number, *candle))
+    def append(self, series: SeriesId, facts: Facts, candle: Candle) -> bool:
+        """Put the candle that opens where the head closes, unless the rows must be packed before. Returns whether it
+        was put."""
+        step_s = series.timeframe.seconds
+        if facts.first_row is None or candle.time - facts.first_row >= MOST_ROW_CANDLES * step_s:
+            return False
+        self._unsaved.append((facts.number, *candle))
+        if (candle.time // step_s + facts.number) % ROW_CANDLES == 0:
+            self._memory.to_pack[series] = None
+        return True
 
     def place(self, series: SeriesId, facts: Facts, candles: Sequence[Candle], head: int) -> int:
-        """Put ascending candles where they belong: those in the chunk of the new `head` are rows, all others are
-        packed, and so are the rows that the head has left behind. The chunk in which the rows begin."""
-        frame, number = series.timeframe, facts.number
-        newest = chunk_of(number, frame, head)
-        row_chunk = facts.row_chunk
-        if row_chunk is None:
+        """Put ascending candles where they belong: those from the first row on are rows, those before it are packed.
+        When the new `head` is too far from the first row, the rows are packed too. The open time from which on candles
+        are rows."""
+        number = facts.number
+        first_row = facts.first_row
+        if first_row is None:
             oldest = self._oldest_row(number)
-            row_chunk = newest if oldest is None else chunk_of(number, frame, oldest)
-        if row_chunk == newest == chunk_of(number, frame, candles[0].time):
-            self._unsaved += [(number, *candle) for candle in candles]
-            return newest
-        by_chunk = _by_chunk(number, frame, candles)
-        if row_chunk < newest:
-            self._pack_rows(series, number, newest, by_chunk)
+            first_row = rows_start(number, series.timeframe, head) if oldest is None else oldest
+        if head - first_row >= MOST_ROW_CANDLES * series.timeframe.seconds:
+            return self._pack(series, number, first_row, head, candles)
+        at = bisect_left(candles, first_row, key=_time_of)
+        if at:
+            self._put_packed(series, number, _by_chunk(number, series.timeframe, candles[:at]))
+        self._unsaved += [(number, *candle) for candle in candles[at:]]
+        if first_row < rows_start(number, series.timeframe, head):
+            self._memory.to_pack[series] = None
+        return first_row
+
+    def pack(self, series: SeriesId, facts: Facts, head: int) -> int:
+        """Pack the rows that are not among the newest. The open time from which on candles are rows."""
+        first_row = self._oldest_row(facts.number)
+        return head if first_row is None else self._pack(series, facts.number, first_row, head, ())
+
+    def _pack(self, series: SeriesId, number: int, first_row: int, head: int, arriving: Sequence[Candle]) -> int:
+        """Put arriving candles, and pack all but the newest rows. The open time from which on candles are rows."""
+        before = rows_start(number, series.timeframe, head)
+        # Rows stay where the packed candles beside them cannot be read.
+        if before > first_row and not self._damaged_between(series, number, first_row, before):
+            by_chunk = self._rows_by_chunk(series, number, before)
+            first_row = before
+        else:
+            by_chunk = {}
+        at = bisect_left(arriving, first_row, key=_time_of)
+        for chunk, few in _by_chunk(number, series.timeframe, arriving[:at]).items():
+            by_chunk[chunk] = _merged(by_chunk.get(chunk, ()), few)
+        self._put_packed(series, number, by_chunk)
+        self._tables.delete_candles(number, first_row)
+        self._unsaved += [(number, *candle) for candle in arriving[at:]]
+        return first_row
+
+    def _damaged_between(self, series: SeriesId, number: int, start: int, end: int) -> bool:
+        """Whether a chunk in which candles of that span lie is known to be damaged."""
+        first, last = (chunk_of(number, series.timeframe, time) for time in (start, end - 1))
+        around = Span(self.chunks.span(series, number, first).start, self.chunks.span(series, number, last).end)
+        return any(span.overlaps(around) for span in self.chunks.damaged(series))
+
+    def _put_packed(self, series: SeriesId, number: int, by_chunk: Mapping[int, Sequence[Candle]]) -> None:
         for chunk, few in by_chunk.items():
-            if chunk == newest:
-                self._unsaved += [(number, *candle) for candle in few]
-            else:
-                self.chunks.put(series, number, chunk, _merged(self.chunks.one(series, number, chunk), few))
-        return newest
+            self.chunks.put(series, number, chunk, _merged(self.chunks.one(series, number, chunk), few))
 
     def trim(self, series: SeriesId, number: int, before: int) -> None:
         """Delete the candles that open before `before`."""
@@ -196,21 +239,21 @@ class CandleTable:
             # Of several series nobody knows which: the caller tries each by itself.
             raise StoreDamaged(Damage(None, None, str(error))) from error
 
-    def _pack_rows(self, series: SeriesId, number: int, before: int, arriving: dict[int, Sequence[Candle]]) -> None:
-        """Pack the rows of all chunks before `before`, a chunk at a time, with what arrives of these."""
-        while (oldest := self._oldest_row(number)) is not None:
-            chunk = chunk_of(number, series.timeframe, oldest)
-            if chunk >= before:
-                return
-            end = chunk_start(number, series.timeframe, chunk + 1)
-            rows = self.rows(number, Span(oldest, end), as_candles)
-            self._tables.delete_candles(number, end)
-            arriving[chunk] = _merged(rows, arriving.get(chunk, ()))
+    def _rows_by_chunk(self, series: SeriesId, number: int, before: int) -> dict[int, Sequence[Candle]]:
+        """The candles of the rows before `before`, by chunk."""
+        return _by_chunk(number, series.timeframe, self.rows(number, Span(0, before), as_candles))
 
     def _oldest_row(self, number: int) -> int | None:
         self._save_rows()
         found = self._tables.oldest_candle(number)
         return None if found is None else integer(found)
+
+
+def rows_start(number: int, timeframe: Timeframe, head: int) -> int:
+    """The open time from which on candles stay rows when a series with that head is packed. Series with other numbers
+    are packed at other times."""
+    step_s = timeframe.seconds
+    return max((head // step_s + number) // ROW_CANDLES * ROW_CANDLES - number, 0) * step_s
 
 
 def _by_chunk(number: int, timeframe: Timeframe, ascending: Sequence[Candle]) -> dict[int, Sequence[Candle]]:

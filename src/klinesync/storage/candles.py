@@ -18,7 +18,7 @@ from klinesync.core.spans import Span, clipped, hull, runs
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.candle_columns import CandleColumns, columns_of
 from klinesync.storage.candle_table import CandleTable
-from klinesync.storage.chunks import Maker, T, as_candles, chunk_of
+from klinesync.storage.chunks import Maker, T, as_candles
 from klinesync.storage.damage import Damage, Kept, OddValue
 from klinesync.storage.event_table import EventStore
 from klinesync.storage.ledger import LedgerStore
@@ -290,15 +290,14 @@ class CandleStore:
         that such a candle does not need. None, and nothing is written, where it is another candle, or more than memory
         is needed. Only within `Database.write`."""
         facts = self._facts(series)
-        if facts is None or facts.row_chunk is None or not isinstance(edges := facts.edges, Edges):
+        if facts is None or not isinstance(edges := facts.edges, Edges):
             return None
         number, time = facts.number, candle.time
-        if time != series.timeframe.next(edges.newest) or facts.row_chunk != chunk_of(number, series.timeframe, time):
+        if time != series.timeframe.next(edges.newest) or not self._candles.append(series, facts, candle):
             return None
-        self._candles.put_row(number, candle)
         tail = (*facts.tail[1 - TAIL_CANDLES :], candle)
         self._memory.put(
-            series, Facts(number, Edges(edges.oldest, time), facts.row_chunk, tail, facts.has_gaps, facts.ledger)
+            series, Facts(number, Edges(edges.oldest, time), facts.first_row, tail, facts.has_gaps, facts.ledger)
         )
         return Applied(series, (candle,), frozenset(), commit=self.commit())
 
@@ -360,12 +359,12 @@ class CandleStore:
                 self._unsaved_firsts[facts.number] = first
             if edges is not None:
                 first, last = min(edges.oldest, first), max(edges.newest, last)
-            row_chunk = self._candles.place(series, facts, ascending, last)
+            first_row = self._candles.place(series, facts, ascending, last)
             tail: tuple[Candle, ...] = ()
             if head is None or head < ascending[0].time:
                 tail = (*facts.tail, *ascending[-TAIL_CANDLES:])[-TAIL_CANDLES:]
             self._memory.put(
-                series, Facts(facts.number, Edges(first, last), row_chunk, tail, facts.has_gaps, facts.ledger)
+                series, Facts(facts.number, Edges(first, last), first_row, tail, facts.has_gaps, facts.ledger)
             )
         return Applied(
             series,
@@ -376,6 +375,24 @@ class CandleStore:
             enriched=enriched,
             flow_revised=flow_revised,
         )
+
+    @property
+    def to_pack(self) -> bool:
+        """Whether there are series with rows that `pack_rows` would pack."""
+        return bool(self._memory.to_pack)
+
+    def pack_rows(self, most: int) -> None:
+        """Pack the older rows of up to `most` series; the candles stay as they are. Raises `StoreDamaged`. Only within
+        `Database.write`."""
+        for series in self._memory.take_to_pack(most):
+            self._pack_rows(series)
+
+    @_names_series
+    def _pack_rows(self, series: SeriesId) -> None:
+        edges, facts = self._edges(series), self._facts(series)
+        if facts is not None and edges is not None:
+            first_row = self._candles.pack(series, facts, edges.newest)
+            self._memory.put(series, facts._replace(first_row=first_row))
 
     def repacking(self) -> list[SeriesId]:
         """The series with chunks of an earlier format that `repack` has not come to yet."""

@@ -150,7 +150,8 @@ class ChunkTable:
                 self._unpacked(series, number, chunk, packed, _whole)
             except ValueError as error:
                 found = packed if isinstance(packed, bytes) else str(packed).encode()
-                on_grid = Span(series.timeframe.ceil(span.start), series.timeframe.ceil(span.end))
+                end = min(span.end, self._first_row(number))
+                on_grid = Span(series.timeframe.ceil(span.start), series.timeframe.ceil(end))
                 taken.append(Taken(on_grid, found, str(error)))
                 self._tables.delete_chunks(number, chunk, chunk + 1)
         return taken
@@ -236,12 +237,22 @@ class ChunkTable:
         return found if isinstance(found, int) else None
 
     def _note(self, series: SeriesId, number: int, first: int, last: int, why: str, *, strict: bool) -> None:
-        span = Span(self.span(series, number, first).start, self.span(series, number, last).end)
+        start, end = self.span(series, number, first).start, self.span(series, number, last).end
+        span = Span(start, max(start + 1, min(end, self._first_row(number))))
         damage = Damage(series, span, f"the stored candles cannot be read: {why}")
         self._memory.damage.note(damage)
         self._met.append((series, span))
         if strict:
             raise StoreDamaged(damage)
+
+    def _first_row(self, number: int) -> int:
+        """The open time of the first row: from there on no candle is packed, although the last chunk may reach
+        further."""
+        try:
+            found = self._tables.oldest_candle(number)
+        except self._tables.unreadable:
+            found = None
+        return found if isinstance(found, int) else MAX_TIME + 1
 
     def _grid(self, series: SeriesId, number: int, chunk: int) -> Grid:
         span = self.span(series, number, chunk)

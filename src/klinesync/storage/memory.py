@@ -4,6 +4,7 @@ minute."""
 from __future__ import annotations
 
 from enum import Enum
+from itertools import islice
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from klinesync.core.candle import Candle
 from klinesync.core.errors import Rejected
 from klinesync.core.series_id import SeriesId
-from klinesync.storage.chunks import T, chunk_of, first_time
+from klinesync.storage.chunks import T, first_time
 from klinesync.storage.damage import Damage, DamageBoard, Kept, OddValue, StoreDamaged
 from klinesync.storage.records import Ledger
 from klinesync.storage.tables import Row, Tables
@@ -40,7 +41,7 @@ class Facts(NamedTuple):
 
     number: its number in the tables; it never changes.
     edges: None: no candle is stored.
-    row_chunk: the chunk in which its rows begin; None: not known, or no candle is stored.
+    first_row: from this open time on its candles are rows, before it they are packed; None: not known.
     tail: its newest candles, ascending; empty: not known.
     has_gaps: False: its gap ledger is empty.
     ledger: None: it has none, and no events, drawings or checkpoints either.
@@ -48,14 +49,14 @@ class Facts(NamedTuple):
 
     number: int
     edges: Edges | _Unknown | None = UNKNOWN
-    row_chunk: int | None = None
+    first_row: int | None = None
     tail: tuple[Candle, ...] = ()
     has_gaps: bool = True
     ledger: Ledger | _Unknown | None = UNKNOWN
 
     def with_ledger(self, ledger: Ledger) -> Facts:
         """The facts with another ledger. (`_replace` takes three times as long.)"""
-        return Facts(self.number, self.edges, self.row_chunk, self.tail, self.has_gaps, ledger)
+        return Facts(self.number, self.edges, self.first_row, self.tail, self.has_gaps, ledger)
 
 
 class Memory:
@@ -72,6 +73,9 @@ class Memory:
         self._facts: dict[SeriesId, Facts] = {}
         self._complete = False  # a series without facts is not stored
         self._undo: list[tuple[SeriesId, Facts | None]] = []
+        # Series with rows that can be packed, and those that this transaction has packed.
+        self.to_pack: dict[SeriesId, None] = {}
+        self._packed: list[SeriesId] = []
 
     def learn(self, tables: Tables) -> None:
         """Read the facts of all series at once: one query a series would delay the first candle of every series."""
@@ -80,8 +84,8 @@ class Memory:
             for number, name, gap, *edges in tables.facts():
                 series = series_of(name)
                 known = edges_of(edges)
-                row_chunk = None if known is None else chunk_of(integer(number), series.timeframe, integer(edges[0]))
-                self._facts[series] = Facts(integer(number), known, row_chunk, has_gaps=gap is not None)
+                first_row = None if known is None else integer(edges[0])
+                self._facts[series] = Facts(integer(number), known, first_row, has_gaps=gap is not None)
         except tables.unreadable:
             # A damaged page costs its series alone: the facts of each are read when they are needed.
             self._facts = {series_of(name): Facts(integer(number)) for number, name in tables.names()}
@@ -112,6 +116,15 @@ class Memory:
         self._undo.append((series, self._facts.get(series)))
         self._facts[series] = facts
 
+    def take_to_pack(self, most: int) -> list[SeriesId]:
+        """Up to `most` series with rows that can be packed. They are noted again when the transaction is rolled
+        back."""
+        series = list(islice(self.to_pack, most))
+        for one in series:
+            del self.to_pack[one]
+        self._packed += series
+        return series
+
     def named(self, number: int) -> SeriesId | None:
         """The series of that number, where it is cached. Slow: for messages."""
         return next((series for series, facts in self._facts.items() if facts.number == number), None)
@@ -134,15 +147,21 @@ class Memory:
                 del self._facts[series]
             else:
                 self._facts[series] = facts
+        if not mark:
+            self.to_pack |= dict.fromkeys(self._packed)
+            self._packed.clear()
 
     def keep(self) -> None:
         """Keep the changes, after a commit."""
         self._undo.clear()
+        self._packed.clear()
 
     def forget(self) -> None:
         """Drop all facts."""
         self._facts.clear()
         self._undo.clear()
+        self.to_pack.clear()
+        self._packed.clear()
         self._complete = False
 
 
