@@ -42,6 +42,7 @@ BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
 START = 1_700_006_400 // 86400 * 86400
 COUNT = 2000
+ROWS = 66
 POLL_S = 0.02
 PAGE_BYTES = 4096
 AT_ONCE = ScrubLimits(begins_s=0.0)
@@ -65,8 +66,10 @@ def store(tmp_path: Path) -> Path:
     async def fill() -> None:
         async with SqliteDatabase(path) as database:
             for series, more in ((BTC, 0.0), (ETH, 0.25)):
-                rows = [candle(number, more) for number in range(COUNT)]
-                await database.write(lambda store, to=series, rows=rows: store.write(to, rows, Origin("test", 1)))  # type: ignore[misc]
+                # The newest ones are more rows than usual: they fill pages of their own.
+                for numbers in (range(COUNT - ROWS), range(COUNT - ROWS, COUNT)):
+                    rows = [candle(number, more) for number in numbers]
+                    await database.write(lambda store, to=series, rows=rows: store.write(to, rows, Origin("test", 1)))  # type: ignore[misc]
 
     asyncio.run(fill())
     return path
@@ -522,9 +525,16 @@ async def test_a_batch_of_several_series_is_stored_except_for_the_damaged_series
 
 def flip_in_rows(store: Path) -> None:
     """Flip a bit of the oldest candle of BTC that is a row of the closed store."""
+    connection = apsw.Connection(str(store))
+    # The first page of rows, which has rows of BTC alone; others may have stale bytes of them.
+    first = "SELECT pageno FROM dbstat WHERE name = 'candle' AND pagetype = 'leaf' ORDER BY path LIMIT 1"
+    page_number = connection.execute(first).get
+    connection.close()
+    assert isinstance(page_number, int)
     raw = bytearray(store.read_bytes())
-    found = (raw.find(struct.pack(">d", candle(number).high)) for number in range(COUNT - 256, COUNT))
-    raw[next(at for at in found if at > 0) + 5] ^= 4
+    begin = (page_number - 1) * PAGE_BYTES
+    places = (raw.find(struct.pack(">d", candle(number).high), begin, begin + PAGE_BYTES) for number in range(COUNT))
+    raw[next(at for at in places if at > 0) + 5] ^= 4
     store.write_bytes(bytes(raw))
 
 

@@ -5,7 +5,7 @@ packed into it while nothing else is written (`pack`)."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from operator import itemgetter
 from types import NoneType
@@ -17,7 +17,7 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.storage.candle_columns import CandleColumns, columns_of, joined
 from klinesync.storage.chunk_table import ChunkTable
 from klinesync.storage.chunks import Maker, T, as_candles, chunk_of, chunk_start
-from klinesync.storage.damage import Damage, OddValue, StoreDamaged
+from klinesync.storage.damage import Damage, DoAgain, OddValue, StoreDamaged
 from klinesync.storage.memory import Edges, Facts, Memory, edges_of, integer
 from klinesync.storage.tables import Tables, Values
 
@@ -164,8 +164,8 @@ class CandleTable:
         if head - first_row >= MOST_ROW_CANDLES * series.timeframe.seconds:
             return self._pack(series, number, first_row, head, candles)
         at = bisect_left(candles, first_row, key=_time_of)
-        if at:
-            self._put_packed(series, number, _by_chunk(number, series.timeframe, candles[:at]))
+        for chunk, few in _by_chunk(number, series.timeframe, candles[:at]).items():
+            self.chunks.put(series, number, chunk, _merged(self.chunks.one(series, number, chunk), few))
         self._unsaved += [(number, *candle) for candle in candles[at:]]
         if first_row < rows_start(number, series.timeframe, head):
             self._memory.to_pack[series] = None
@@ -177,18 +177,25 @@ class CandleTable:
         return head if first_row is None else self._pack(series, facts.number, first_row, head, ())
 
     def _pack(self, series: SeriesId, number: int, first_row: int, head: int, arriving: Sequence[Candle]) -> int:
-        """Put arriving candles, and pack all but the newest rows. The open time from which on candles are rows."""
-        before = rows_start(number, series.timeframe, head)
-        # Rows stay where the packed candles beside them cannot be read.
+        """Put arriving candles, and pack all but the newest rows. The open time from which on candles are rows. Raises
+        `DoAgain` where the packed candles beside the rows cannot be read: in the repeated transaction these stay
+        rows."""
+        frame, packed = series.timeframe, dict[int, Sequence[Candle]]()
+        before = rows_start(number, frame, head)
         if before > first_row and not self._damaged_between(series, number, first_row, before):
-            by_chunk = self._rows_by_chunk(series, number, before)
             first_row = before
-        else:
-            by_chunk = {}
+            rows = self.rows(number, Span(0, before), as_candles)
+            try:
+                for chunk, few in _by_chunk(number, frame, rows).items():
+                    packed[chunk] = _merged(self.chunks.one(series, number, chunk), few)
+            except StoreDamaged as error:
+                raise DoAgain(error.damage) from error
         at = bisect_left(arriving, first_row, key=_time_of)
-        for chunk, few in _by_chunk(number, series.timeframe, arriving[:at]).items():
-            by_chunk[chunk] = _merged(by_chunk.get(chunk, ()), few)
-        self._put_packed(series, number, by_chunk)
+        for chunk, few in _by_chunk(number, frame, arriving[:at]).items():
+            stored = packed[chunk] if chunk in packed else self.chunks.one(series, number, chunk)
+            packed[chunk] = _merged(stored, few)
+        for chunk, candles in packed.items():
+            self.chunks.put(series, number, chunk, candles)
         self._tables.delete_candles(number, first_row)
         self._unsaved += [(number, *candle) for candle in arriving[at:]]
         return first_row
@@ -198,10 +205,6 @@ class CandleTable:
         first, last = (chunk_of(number, series.timeframe, time) for time in (start, end - 1))
         around = Span(self.chunks.span(series, number, first).start, self.chunks.span(series, number, last).end)
         return any(span.overlaps(around) for span in self.chunks.damaged(series))
-
-    def _put_packed(self, series: SeriesId, number: int, by_chunk: Mapping[int, Sequence[Candle]]) -> None:
-        for chunk, few in by_chunk.items():
-            self.chunks.put(series, number, chunk, _merged(self.chunks.one(series, number, chunk), few))
 
     def trim(self, series: SeriesId, number: int, before: int) -> None:
         """Delete the candles that open before `before`."""
@@ -238,10 +241,6 @@ class CandleTable:
                 raise self._memory.unreadable(series, error) from error
             # Of several series nobody knows which: the caller tries each by itself.
             raise StoreDamaged(Damage(None, None, str(error))) from error
-
-    def _rows_by_chunk(self, series: SeriesId, number: int, before: int) -> dict[int, Sequence[Candle]]:
-        """The candles of the rows before `before`, by chunk."""
-        return _by_chunk(number, series.timeframe, self.rows(number, Span(0, before), as_candles))
 
     def _oldest_row(self, number: int) -> int | None:
         self._save_rows()
