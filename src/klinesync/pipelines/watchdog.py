@@ -19,7 +19,7 @@ from klinesync.runtime.clock import SYSTEM_CLOCK
 TIME_LIMIT_S = 2.0
 # Limit for a plugin that waits instead of computing, as a multiple of the limit of CPU time.
 WAITING = 5.0
-# Longest delay of the timeout, as a share of the limit.
+# Interval of the looks at the thread, as a share of the limit; a timeout is at most two of them late.
 LATE = 0.25
 # Seconds without use after which the watchdog's thread ends; the next use begins another one.
 IDLE_S = 5.0
@@ -38,7 +38,7 @@ class Watchdog:
         self._limit_s = limit_s
         self._lock = threading.Lock()
         self._busy = False
-        self._began_cpu_s = 0.0  # CPU time of the thread at the begin of the block
+        self._began_cpu_s: float | None = None  # CPU time of the thread at the first look into the block
         self._passed_s = 0.0  # time since then, without pauses of the whole process
         self._strikes = 0
         self._used_s = 0.0
@@ -51,7 +51,7 @@ class Watchdog:
             self._fired = False
             self._thread_id = threading.get_ident()
             self._used_s = SYSTEM_CLOCK.monotonic_s()
-            self._began_cpu_s = time.thread_time()
+            self._began_cpu_s = None  # read at the first look: most blocks end before it
             self._passed_s = 0.0
             self._strikes = 0
             self._busy = True
@@ -84,6 +84,9 @@ class Watchdog:
                         self._watching = None
                         return
                     continue
+                if self._began_cpu_s is None:
+                    self._began_cpu_s = self._cpu_s()
+                    continue
                 self._passed_s += min(now_s - before_s, 2 * interval_s)
                 if self._is_due():
                     self._strikes += 1  # raised again later, should the plugin swallow the exception
@@ -96,8 +99,12 @@ class Watchdog:
         allowed_s = self._limit_s * (self._strikes + 1)
         if self._passed_s > allowed_s * WAITING:
             return True
-        if self._passed_s < self._limit_s or not hasattr(time, "pthread_getcpuclockid"):
+        if self._passed_s < self._limit_s or self._began_cpu_s is None:
             return False
-        # The thread is within the block, and so it exists.
-        computed_s = time.clock_gettime(time.pthread_getcpuclockid(self._thread_id)) - self._began_cpu_s
-        return computed_s > allowed_s
+        return self._cpu_s() - self._began_cpu_s > allowed_s
+
+    def _cpu_s(self) -> float:
+        """The CPU time of the thread, which is within the block, and so exists; 0 where the system does not tell."""
+        if not hasattr(time, "pthread_getcpuclockid"):
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread_id))
