@@ -110,8 +110,7 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
 
 
 class Bare:
-    """The bare database: the same file and pragmas, prepared rows, one insert statement, and a table that is sorted by
-    time first: what is inserted at a minute's end lies together."""
+    """The bare database: the same table and pragmas, prepared rows, one insert statement."""
 
     def __init__(self, path: Path) -> None:
         self._connection = connection = apsw.Connection(str(path))
@@ -119,11 +118,6 @@ class Bare:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        columns = ", ".join(f"{name} REAL" for name in Candle._fields[1:])
-        connection.execute(
-            f"CREATE TABLE newest (time INTEGER, series_no INTEGER, {columns}, PRIMARY KEY (time, series_no))"
-            " WITHOUT ROWID"
-        )
         self._numbers = {
             SeriesId.parse(str(name)): number
             for name, number in connection.execute("SELECT series_id, series_no FROM series")
@@ -134,13 +128,11 @@ class Bare:
         for series in {series for rows in transactions for series, _ in rows}.difference(self._numbers):
             self._connection.execute("INSERT INTO series (series_id) VALUES (?)", (str(series),))
             self._numbers[series] = self._connection.last_insert_rowid()
-        ready = [
-            [(candle.time, self._numbers[series], *candle[1:]) for series, candle in rows] for rows in transactions
-        ]
+        ready = [[(self._numbers[series], *candle) for series, candle in rows] for rows in transactions]
         begin = time.perf_counter()
         for rows in ready:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(f"INSERT INTO newest VALUES (?{', ?' * len(Candle._fields)})", rows)
+            self._connection.executemany(f"INSERT INTO candle VALUES (?{', ?' * len(Candle._fields)})", rows)
             self._connection.execute("COMMIT")
         return time.perf_counter() - begin
 
