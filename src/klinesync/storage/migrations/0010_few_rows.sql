@@ -1,0 +1,2 @@
+-- From here on the packed candles of a series end at any time, also within a chunk. Earlier versions look for the rows of
+-- a chunk or for its packed candles, and would miss the others: they refuse such a store. The tables stay as they are.
