@@ -180,6 +180,14 @@ async def test_an_unreadable_chunk_is_red_is_logged_once_and_is_a_declared_hole(
             while gap["type"] != "gap" or gap.get("reason") == "truncated":
                 gap = await socket.receive_json(timeout=30)
             assert (gap["expected_next_time"], gap["actual_time"]) == (first, last + 60)
+        # What is damaged is missing, and is not called stored and left out.
+        async with service.http.ws_connect(service.url + "/ws/market") as socket:
+            await socket.send_json({"type": "subscribe", "series_id": str(BTC), "since": first - 60})
+            gap = await socket.receive_json(timeout=30)
+            assert (gap["type"], gap["expected_next_time"], gap["reason"]) == ("gap", first, "missing")
+        async with service.http.ws_connect(service.url + "/ws/market") as socket:
+            await socket.send_json({"type": "subscribe", "series_id": str(BTC), "since": first - 120})
+            assert (await socket.receive_json(timeout=30))["type"] == "candle_closed"
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("event=store.damaged")]
     assert len(lines) == 1
     assert str(BTC) in lines[0]

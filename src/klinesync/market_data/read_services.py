@@ -294,7 +294,9 @@ class CandleReader:
             if since is None:
                 return CatchUp([], store.first(series), 0, store.commit(), [], head)
             rows = store.newest(series, self._catch_up_candles, after=since, strict=False)
-            newer = store.count_after(series, since, self._catch_up_candles + 1)
+            # Damaged candles are counted, and are not among the rows: they are no candles that can be paged.
+            whole = len(rows) < self._catch_up_candles
+            newer = len(rows) if whole else store.count_after(series, since, self._catch_up_candles + 1)
             gaps = store.gaps(series, Span(rows[0].time, rows[-1].time)) if rows else []
             return CatchUp(rows, store.first(series), newer, store.commit(), gaps, head)
 
