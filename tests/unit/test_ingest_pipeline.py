@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -12,6 +13,7 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import BadCandle, DerivedSeries, StoreError
 from klinesync.core.gaps import NOT_LISTED_BEFORE, GapState
 from klinesync.core.series_id import SeriesId
+from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
 from klinesync.overlay.graph import OverlayGraph
@@ -361,6 +363,51 @@ async def test_a_cancelled_caller_does_not_end_the_writer_when_its_batch_is_writ
         assert pipeline.queued_candles() == 0
 
 
+@asynccontextmanager
+async def opened(path: Path, derived: DerivedStep) -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
+    async with SqliteDatabase(path) as database:
+        pipeline = IngestPipeline(database, derived, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
+        task = asyncio.create_task(pipeline.run())
+        yield pipeline, database
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def damage_oldest_chunk(path: Path, series: SeriesId) -> None:
+    page_checksums.load()
+    connection = apsw.Connection(str(path))
+    connection.execute(
+        "UPDATE candle_chunk SET candles = CAST(substr(candles, 1, 30) || x'a7' AS BLOB) WHERE chunk_id ="
+        " (SELECT min(chunk_id) FROM candle_chunk JOIN series ON series_no = chunk_id >> 32 WHERE series_id = ?)",
+        (str(series),),
+    )
+    connection.close()
+
+
+async def test_a_correction_reaches_longer_candles_while_their_parts_are_damaged(tmp_path: Path) -> None:
+    """Once the parts are computed again, nobody knows that the longer candles are stale."""
+    five, quarter = (BTC.with_timeframe(Timeframe.parse(code)) for code in ("5m", "15m"))
+    derived, path = DerivedStep(BTC.timeframe, [five.timeframe, quarter.timeframe]), tmp_path / "store.sqlite"
+    async with opened(path, derived) as (pipeline, _):
+        await pipeline.submit(BTC, [candle(minute) for minute in range(3000)], "rest")
+    damage_oldest_chunk(path, five)
+    async with opened(path, derived) as (pipeline, database):
+        await database.read(lambda store: store.newest(five, 600, strict=False))
+        [damaged] = await database.read(lambda store: store.damaged(five))
+        assert damaged.end % quarter.timeframe.seconds, "the parts of a candle are damaged in part"
+        await pipeline.submit(BTC, [candle(damaged.end // 60)._replace(volume=3.0)], "rest")
+        assert await pipeline.take_out_damaged(five, damaged)
+        await pipeline.refresh_series(BTC)
+
+        def stored_and_expected(store: CandleStore, series: SeriesId) -> tuple[list[Candle], list[Candle]]:
+            window = Span(0, 3000 * 60)
+            return store.between(series, *window), derived.expected(store, BTC, series.timeframe, window)
+
+        for series in (five, quarter):
+            stored, expected = await database.read(partial(stored_and_expected, series=series))
+            assert stored == expected
+
+
 async def test_minutes_that_were_damaged_are_lost_not_empty_where_a_symbol_was_listed_anew_since(
     tmp_path: Path,
 ) -> None:
@@ -368,24 +415,11 @@ async def test_minutes_that_were_damaged_are_lost_not_empty_where_a_symbol_was_l
     five, path = BTC.with_timeframe(Timeframe.parse("5m")), tmp_path / "store.sqlite"
     derived = DerivedStep(BTC.timeframe, [five.timeframe])
 
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
-        async with SqliteDatabase(path) as database:
-            pipeline = IngestPipeline(database, derived, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
-            task = asyncio.create_task(pipeline.run())
-            yield pipeline, database
-            task.cancel()
-            await asyncio.wait([task])
-
-    async with opened() as (pipeline, database):
+    async with opened(path, derived) as (pipeline, database):
         await pipeline.submit(BTC, [candle(minute) for minute in range(300)], "rest")
         before = await database.read(lambda store: store.oldest(five, 100, since=-1))
-    page_checksums.load()
-    connection = apsw.Connection(str(path))
-    damage = "UPDATE candle_chunk SET candles = CAST(substr(candles, 1, 30) || x'a7' AS BLOB) WHERE chunk_id < 2 << 32"
-    connection.execute(damage)
-    connection.close()
-    async with opened() as (pipeline, database):
+    damage_oldest_chunk(path, BTC)
+    async with opened(path, derived) as (pipeline, database):
         await database.read(lambda store: store.newest(BTC, 300, strict=False))
         [damaged] = await database.read(lambda store: store.damaged(BTC))
         assert await pipeline.take_out_damaged(BTC, damaged)

@@ -277,7 +277,8 @@ class DerivedStep:
         unproven = gaps.unproven(ledger, store.span(series), window)
         parent = parent_of(target, self.base)
         # A derived candle that cannot be computed stays a hole of the derived series; the base candles are written.
-        damaged = [*store.damaged(series), *store.damaged(series.with_timeframe(parent))]
+        # Where candles of the parent are damaged, the base gives them.
+        damaged = store.damaged(series)
         readable = without([window], widened(target, damaged)) if damaged else [window]
         try:
             parts = [part for span in readable for part in self._parts(store, series, parent, span, ledger, fresh)]
