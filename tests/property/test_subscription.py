@@ -302,3 +302,23 @@ def test_forming_candles_are_sent_while_newer_than_the_closed_ones() -> None:
     subscription.caught_up([candle(2)], 60, 1, 1)
     assert not subscription.wants_forming(candle(2))
     assert subscription.wants_forming(candle(3))
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_candles_at_the_head_that_were_damaged_at_the_catch_up_are_sent_once_they_are_stored_again(held: bool) -> None:
+    store = Store()
+    store.commit([candle(minute) for minute in range(1, 11)])
+    subscription = Subscription(SERIES, 3 * 60, supports_batch=False)
+    viewer = Viewer(3 * 60)
+    lacking = ([candle(4), candle(5)], 60, 2, store.commits)  # the candles from 6 on are damaged
+    if not held:
+        viewer.see(subscription.caught_up(*lacking), batches=False)
+    healed = tuple(candle(minute) for minute in range(6, 11))
+    applied = Applied(SERIES, healed, frozenset(one.time for one in healed), commit=2)
+    viewer.see(subscription.announce(Announcement(applied)), batches=False)
+    if held:
+        viewer.see(subscription.caught_up(*lacking), batches=False)
+    announcement = store.commit([candle(11)])
+    assert announcement is not None
+    viewer.see(subscription.announce(announcement), batches=False)
+    assert sorted(viewer.picture) == list(range(4 * 60, 12 * 60, 60))

@@ -184,6 +184,9 @@ class Subscription:
             self._splice.last = self._splice.after = last
         # The row of a held candle has the current values; the candle may have been revised while held.
         through = [*self._splice.history(rows), *self._splice.release()]
+        for time, (candle, _) in sorted(self._revised.items()):
+            if self._was_left_out(time):
+                through += self._splice.live(candle)
         messages += self._messages(through, (*gaps, *self._held_gaps))
         # Revisions that were published while the store was read, of candles of which the client has older values.
         if since is not None:
@@ -232,6 +235,8 @@ class Subscription:
             elif splice.holding:
                 # `caught_up` will know whether the catch-up has these values already.
                 self._revised[candle.time] = (candle, announcement.commit)
+            elif self._was_left_out(candle.time):
+                through += splice.live(candle)
             elif self._has(candle.time, announcement.commit):
                 # A revision is behind the head, and the head was sent.
                 corrected.append(candle)
@@ -258,6 +263,12 @@ class Subscription:
             return True
         after = self._splice.after
         return after is not None and time <= after and commit > self._commit
+
+    def _was_left_out(self, time: int) -> bool:
+        """Whether a revised candle is newer than all that the client was sent: the catch-up lacked the candle, which
+        was damaged."""
+        after = self._splice.after
+        return self._since is not None and after is not None and time > after
 
     def wants_forming(self, candle: Candle) -> bool:
         """Whether a forming candle is newer than all closed ones, and the catch-up has been sent."""
