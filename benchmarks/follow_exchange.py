@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import aiohttp
 from bench_output import parser_of, write_figures
@@ -36,12 +37,28 @@ DAY_S = 86_400
 MIDNIGHT = 1_750_032_000  # 2025-06-16
 # Exchange seconds before midnight: of the sweep, and of the start of the service that is measured.
 EVENING_S, NIGHT_S = 1800, 160
-# Seconds after midnight in which all candles must have arrived.
+# Seconds after a minute's end in which all candles must have arrived.
 AFTER_S = 5.0
+# Exchange seconds after midnight at which a night ends: one minute's end more.
+MORNING_S = 60
 NAMES_PER_REQUEST = 200
 # The profile: seconds of it before midnight and in all, and samples a second.
 PROFILE_BEFORE_S, PROFILE_S, PROFILE_RATE = 1, 4, 500
 Key = tuple[object, ...]
+
+
+class End(NamedTuple):
+    """A minute's end, as a client saw it.
+
+    time_s: of the end.
+    p50_ms, p99_ms: delays of closed candles.
+    forming_ms: p99 of the delays of forming candles; None where none were sent meanwhile.
+    """
+
+    time_s: int
+    p50_ms: float
+    p99_ms: float
+    forming_ms: float | None
 
 
 def cpu_s(process: Process) -> float:
@@ -211,9 +228,8 @@ def p99(values: Iterable[float]) -> float:
     return ordered[int(len(ordered) * 0.99)]
 
 
-def minutes_ends(service: Tap, exchange: Tap, symbols: int) -> list[tuple[int, float, float, float]]:
-    """Of each minute's end that both taps saw whole: its time, and in milliseconds the median and the p99 of closed
-    candles and the p99 of forming ones.
+def minutes_ends(service: Tap, exchange: Tap, symbols: int) -> list[End]:
+    """The minutes' ends that both taps saw whole.
 
     symbols: candles that each minute must have.
     """
@@ -233,7 +249,7 @@ def minutes_ends(service: Tap, exchange: Tap, symbols: int) -> list[tuple[int, f
             for key, at_s in bare_forming.items()
             if began_s <= at_s <= over_s and key in ours_forming
         ]
-        found.append((end, median(delays), p99(delays), p99(live) if live else 0.0))
+        found.append(End(end, median(delays), p99(delays), p99(live) if live else None))
     return found
 
 
@@ -255,10 +271,8 @@ async def sweep(folder: Path, symbols: int, history: int) -> Path:
     return store
 
 
-async def night(
-    evening: Path, symbols: int, history: int, speed: float, before_s: int
-) -> tuple[list[tuple[int, float, float, float]], float]:
-    """The minutes' ends of a night, the last one at midnight; and resident megabytes at the end."""
+async def night(evening: Path, symbols: int, history: int, speed: float, before_s: int) -> tuple[list[End], float]:
+    """The minutes' ends of a night, the last one after midnight; and resident megabytes at the end."""
     ours, others = cores()
     store = evening.with_name("night.sqlite")
     shutil.copy(evening, store)
@@ -274,7 +288,7 @@ async def night(
             with Listening([client, bare]):
                 now_s, _ = await exchange_time(exchange_url)
                 assert now_s < MIDNIGHT - 1, "the service was not up to date before midnight"
-                await asyncio.sleep((MIDNIGHT - now_s) / speed + AFTER_S)
+                await asyncio.sleep((MIDNIGHT + MORNING_S - now_s) / speed + AFTER_S)
                 took_s = time.monotonic() - lap_s
                 share, exchange_share = (cpu_s(service) - cpu) / took_s, (cpu_s(exchange) - exchange_cpu) / took_s
                 now_mb, most_mb = memory_mb(service)
@@ -283,24 +297,25 @@ async def night(
     for suffix in ("", "-wal", "-shm"):
         store.with_name(store.name + suffix).unlink(missing_ok=True)
     ends = minutes_ends(client, bare, symbols)
-    for end, middle, last, forming in ends:
+    for end in ends:
+        forming = "" if end.forming_ms is None else f"; forming ones p99 {end.forming_ms:.0f} ms"
         print(
-            f"minute's end {time.strftime('%H:%M', time.gmtime(end))}: closed candles p50 {middle:.0f} ms,"
-            f" p99 {last:.0f} ms; forming ones p99 {forming:.0f} ms",
+            f"minute's end {time.strftime('%H:%M', time.gmtime(end.time_s))}: closed candles p50 {end.p50_ms:.0f} ms,"
+            f" p99 {end.p99_ms:.0f} ms{forming}",
             flush=True,
         )
-    assert ends[-1][0] >= MIDNIGHT
+    assert [end.time_s for end in ends][-2:] == [MIDNIGHT, MIDNIGHT + MORNING_S]
     return ends, now_mb
 
 
-async def profile(symbols: int, history: int, output: Path) -> None:
+async def profile(symbols: int, history: int, before_s: int, output: Path) -> None:
     """Write a flame graph of the service at midnight, while a client watches every series."""
     os.sched_setaffinity(0, {cores()[1]})
     ours, others = cores()
     with TemporaryDirectory(prefix="klinesync-bench-") as folder:
         store = await sweep(Path(folder), symbols, history)
         listed = store.with_name("whitelist.json")
-        async with started(others, *exchange_arguments(symbols, MIDNIGHT - NIGHT_S, 1.0)) as (_, exchange):
+        async with started(others, *exchange_arguments(symbols, MIDNIGHT - before_s, 1.0)) as (_, exchange):
             now_s, ids = await exchange_time(exchange)
             names = list(map(series_of, ids))
             arguments = service_arguments(store, listed, exchange, history)
@@ -328,9 +343,9 @@ async def run(symbols: int, history: int, nights: int, speed: float, before_s: i
             ends += found
             memory.append(resident_mb)
     return [
-        Figure("minute.close", [last for end, _, last, _ in ends if end % DAY_S]),
-        Figure("minute.midnight", [last for end, _, last, _ in ends if end % DAY_S == 0]),
-        Figure("minute.forming", [forming for *_, forming in ends]),
+        Figure("minute.close", [end.p99_ms for end in ends if end.time_s % DAY_S]),
+        Figure("minute.midnight", [end.p99_ms for end in ends if end.time_s % DAY_S == 0]),
+        Figure("minute.forming", [end.forming_ms for end in ends if end.forming_ms is not None]),
         Figure("memory.following", memory),
     ]
 
@@ -345,7 +360,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write a flame graph of midnight (SVG) instead")
     chosen = parser.parse_args()
     if chosen.profile is not None:
-        asyncio.run(profile(chosen.symbols, chosen.history, chosen.profile.absolute()))
+        asyncio.run(profile(chosen.symbols, chosen.history, chosen.before, chosen.profile.absolute()))
         return
     figures = asyncio.run(run(chosen.symbols, chosen.history, chosen.nights, chosen.speed, chosen.before))
     write_figures(chosen.json, figures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,6 +86,19 @@ def test_every_close_is_sent_once_and_in_order_however_the_clock_jumps(steps_ms:
         check_stream(key, exchange, of_stream, from_ms, now_ms)
     if now_ms - from_ms > 4 * 3_600_000:
         assert set(events) == set(KEYS)
+
+
+@pytest.mark.parametrize("cadence_ms", [100, 60_000])
+def test_another_cadence_of_spot_streams_is_kept(cadence_ms: int) -> None:
+    feed = KlineFeed(generated(), spot_cadence_ms=cadence_ms)
+    now_ms = NOW_S * 1000 + 30_321
+    feed.subscribe(KEYS[0], now_ms)
+    updates: list[int] = []
+    while (due_ms := feed.next_due_ms()) is not None and due_ms <= now_ms + 600_000:
+        updates += [event.sent_ms for event in feed.collect(due_ms, 1000) if not event.closed]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(updates)]
+    assert min(pauses) >= cadence_ms
+    assert min(pauses) < 2 * cadence_ms
 
 
 def test_a_stream_that_is_watched_closely_keeps_its_cadence_and_its_timing() -> None:

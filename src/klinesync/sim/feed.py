@@ -86,10 +86,14 @@ class KlineFeed:
     """The calendar of all streams that have a listener.
 
     `quiet_futures`: a futures candle without any trade is not sent at all, as far as is known of the real exchange.
+    `spot_cadence_ms`: least time between two updates of a spot stream's candle, in exchange milliseconds.
     """
 
-    def __init__(self, exchange: SimExchange, *, quiet_futures: bool = True) -> None:
+    def __init__(
+        self, exchange: SimExchange, *, quiet_futures: bool = True, spot_cadence_ms: int = SPOT_CADENCE_MS
+    ) -> None:
         self.exchange = exchange
+        self._spot_cadence_ms = spot_cadence_ms
         self._quiet_futures = quiet_futures
         self._streams: dict[StreamKey, KlineStream] = {}
         self._calendar: list[tuple[int, int, KlineStream]] = []
@@ -174,7 +178,7 @@ class KlineFeed:
             return None
         grid = Grid(timeframe, zone_s)
         dice = dice_key(self.exchange.seed, key.market, key.name, "stream")
-        cadence_ms = SPOT_CADENCE_MS if key.market == "spot" else FUTURES_CADENCE_MS
+        cadence_ms = self._spot_cadence_ms if key.market == "spot" else FUTURES_CADENCE_MS
         template = KlineTemplate(listing, grid, continuous=continuous)
         return KlineStream(key, listing, grid, template, dice, cadence_ms, int(unit(dice, 0) * cadence_ms))
 

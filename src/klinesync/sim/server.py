@@ -26,7 +26,7 @@ from klinesync.sim.clock import ExchangeClock
 from klinesync.sim.exchange import SimExchange, make_exchange
 from klinesync.sim.fault_board import FaultBoard
 from klinesync.sim.faults import ClockSkew, Fault, UnknownFault, decode_fault
-from klinesync.sim.feed import KlineFeed
+from klinesync.sim.feed import SPOT_CADENCE_MS, KlineFeed
 from klinesync.sim.generator import LISTED_DAYS, dated_tapes, generated_tapes
 from klinesync.sim.heartbeat import Heartbeat
 from klinesync.sim.limits import LIFETIME_MS, MESSAGE_LIMIT, MessageLimit
@@ -85,6 +85,7 @@ class SimConfig:
     odd_symbols: exchangeInfo has items that no client expects.
     listed_days: days before the start since which generated symbols are listed.
     readers: what is done about sockets that read slowly.
+    spot_cadence_ms: least time between two updates of a spot stream's candle, in exchange milliseconds.
     """
 
     host: str = "127.0.0.1"
@@ -99,6 +100,7 @@ class SimConfig:
     odd_symbols: bool = False
     listed_days: int = LISTED_DAYS
     readers: ReaderLimits = USUAL_READERS
+    spot_cadence_ms: int = SPOT_CADENCE_MS
 
 
 def build_exchange(config: SimConfig, host_now_s: float) -> tuple[SimExchange, int]:
@@ -181,7 +183,7 @@ class SimServer:
         self.exchange = exchange
         self._clock = ExchangeClock(now_ms, time.monotonic(), config.speed)
         self._api = RestApi(exchange, odd_symbols=config.odd_symbols)
-        self._streams = Streams(KlineFeed(exchange))
+        self._streams = Streams(KlineFeed(exchange, spot_cadence_ms=config.spot_cadence_ms))
         self._connections: dict[Listener, _Connection] = {}
         self._numbers = count(1)
         self._wake = asyncio.Event()
