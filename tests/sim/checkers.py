@@ -49,8 +49,13 @@ class Witness:
 
     def __init__(self, path: Path) -> None:
         self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        self._store = CandleStore(SqliteTables(self._reader), Memory(writes=False))
+        self._memory = Memory(writes=False)
         self._seen: set[tuple[SeriesId, int]] = set()
+
+    @property
+    def _store(self) -> CandleStore:
+        """The store as it is now: each is of one state."""
+        return CandleStore(SqliteTables(self._reader), self._memory)
 
     def first(self, series: SeriesId) -> int | None:
         return self._store.first(series)

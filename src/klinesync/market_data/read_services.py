@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import starmap
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +24,7 @@ from klinesync.storage.database import Database
 from klinesync.ws.messages import CandleOut, FullCandleOut
 from klinesync.ws.session import CATCH_UP_MAX_CANDLES
 
+_time_of = attrgetter("candle_time")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -261,7 +263,7 @@ class CandleReader:
             if since is None and stored is not None:
                 first = candles[0].candle_time if candles else None
                 start = full_page_start(series.timeframe, len(candles), first, before, limit, stored)
-            times = [row.candle_time for row in candles]
+            times = list(map(_time_of, candles))
             first_time, last_time = (times[0], times[-1]) if times else (None, None)
             if first_time is not None and since is None and len(times) < limit:
                 first_time = min(first_time, store.first(series) or 0)  # the first candles may be missing

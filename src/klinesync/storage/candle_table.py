@@ -68,7 +68,7 @@ class CandleTable:
             left -= len(parts[-1])
             if not left:
                 break
-        return [row for part in reversed(parts) for row in part]
+        return list(chain.from_iterable(reversed(parts)))
 
     def oldest(
         self,

@@ -69,6 +69,8 @@ class CandleStore:
         self._candles = CandleTable(tables, memory)
         self._unsaved_revisions: list[Values] = []
         self._unsaved_firsts: dict[int, int] = {}
+        # Of a reader, which sees one state of the store.
+        self._read_edges: dict[SeriesId, Edges | None] = {}
         # The changes of this transaction so far beside new candles, in order.
         self.changes: list[SeriesChange] = []
         self.ledger = LedgerStore(tables, memory)
@@ -570,9 +572,13 @@ class CandleStore:
             return None
         if facts.edges is not Unknown.UNKNOWN:
             return facts.edges
-        edges = self._candles.edges(facts.number)
         if self._memory.writes:
+            edges = self._candles.edges(facts.number)
             self._memory.put(series, facts._replace(edges=edges))
+        elif series in self._read_edges:
+            edges = self._read_edges[series]
+        else:
+            edges = self._read_edges[series] = self._candles.edges(facts.number)
         return edges
 
 
