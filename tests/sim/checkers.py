@@ -262,8 +262,12 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
         base = witness.candles(series)
         first, end = base[0].time, base[-1].time + MINUTE_S
         began = exchange.listings[series].times[0]
-        rolled, told = {"1m": base}, {"1m": list(exchange.truth(series, began, end).values())}
         unknown = [gap for gap in witness.gaps(series) if not _confirmed(gap)]
+        rots = bool(exchange.scenario.faults.rot and unknown)
+        # Minutes that were never stored are in no derived candle, also where the exchange has forgotten them.
+        once_stored = exchange.truth(series, began, end).values() if rots else ()
+        told = {"1m": [candle for candle in once_stored if witness.has(series, candle.time)]}
+        rolled = {"1m": base}
         for code, parent in exchange.scenario.chain:
             frame = Timeframe.parse(code)
             assert frame.step_s % Timeframe.parse(parent).step_s == 0
@@ -284,9 +288,8 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
                 for time, candle in stored.items()
                 if native and time not in set(whole) and time < frame.floor(end) and exchange.has_told(derived, candle)
             }
-            if exchange.scenario.faults.rot:
-                # Computed before base candles rotted that the exchange has forgotten since.
-                own |= {part.time: part for part in told[code] if stored.get(part.time) == part} if unknown else {}
+            # Computed before base candles rotted that the exchange has forgotten since.
+            own |= {part.time: part for part in told[code] if stored.get(part.time) == part}
             wrong += [
                 f"{derived}: {stored.get(time)} is stored, and {expected.get(time)} is the roll-up"
                 for time in sorted(expected.keys() | stored.keys())

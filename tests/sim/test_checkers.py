@@ -198,8 +198,9 @@ def take_the_open_row_as_closed(patch: pytest.MonkeyPatch) -> None:
 def ignore_revisions(patch: pytest.MonkeyPatch) -> None:
     closed = IngestFeed.closed
 
-    def stubborn(self: IngestFeed, candle: Candle, event_ms: int) -> list[Command]:
-        return [] if self.head is not None and candle.time <= self.head else closed(self, candle, event_ms)
+    def stubborn(self: IngestFeed, candle: Candle, event_ms: int, *, by_rest: bool = False) -> list[Command]:
+        known = self.head is not None and candle.time <= self.head
+        return [] if known else closed(self, candle, event_ms, by_rest=by_rest)
 
     patch.setattr(IngestFeed, "closed", stubborn)
 
@@ -208,8 +209,9 @@ def let_an_older_frame_revert_a_revision(patch: pytest.MonkeyPatch) -> None:
     closed = IngestFeed.closed
     first: dict[int, Candle] = {}
 
-    def reverting(self: IngestFeed, candle: Candle, event_ms: int) -> list[Command]:
-        return closed(self, first.setdefault(hash((self.series, candle.time)), candle), event_ms)
+    def reverting(self: IngestFeed, candle: Candle, event_ms: int, *, by_rest: bool = False) -> list[Command]:
+        earlier = first.setdefault(hash((self.series, candle.time)), candle)
+        return closed(self, earlier, event_ms, by_rest=by_rest)
 
     patch.setattr(IngestFeed, "closed", reverting)
 

@@ -79,12 +79,24 @@ def test_other_values_with_the_same_stamp_are_not_dropped() -> None:
     assert close(feed, 6, value=1.5) == []
 
 
-def test_a_late_close_and_a_revision_are_written_and_an_older_frame_does_not_revert_it() -> None:
+def test_a_late_close_and_a_revision_are_written() -> None:
     feed = live_feed(5)
     close(feed, 6, event_ms=1000)
     assert close(feed, 4) == [Persist(candles(4))]
     assert close(feed, 6, event_ms=2000, value=1.5) == [Persist((candle(6, 1.5),))]
-    assert close(feed, 6, event_ms=1500) == []
+
+
+def test_a_frame_with_an_earlier_stamp_and_other_values_is_written_as_a_question_unless_the_candle_is_held() -> None:
+    """The exchange's clock may have been ahead at the later stamp. The write of a frame changes no stored candle."""
+    feed = live_feed(5)
+    close(feed, 6, event_ms=2000, value=1.5)
+    assert close(feed, 6, event_ms=1500) == [Persist(candles(6))]
+    assert close(feed, 6, event_ms=1500, value=1.5) == [], "the values are known"
+    assert feed.closed(candle(6), 1500, by_rest=True) == [], "an earlier row of REST"
+    feed.attached()
+    close(feed, 7, event_ms=2000, value=1.5)
+    assert close(feed, 7, event_ms=1500) == []
+    assert feed.history_ended() == [Persist((candle(7, 1.5),))]
 
 
 def test_a_stalled_feed_releases_nothing_and_writes_late_candles_afterwards() -> None:

@@ -193,16 +193,21 @@ class IngestFeed:
                 self._splice.live(late[time])
         return [*behind, *self._fetch(0.0)]
 
-    def closed(self, candle: Candle, event_ms: int) -> list[Command]:
-        """A final candle of the stream, in a frame with the stamp `event_ms`.
+    def closed(self, candle: Candle, event_ms: int, *, by_rest: bool = False) -> list[Command]:
+        """A final candle of the stream, in a frame with the stamp `event_ms`; or in a row of REST.
 
         A candle at or before the head is written too: the write detects whether it is late, a revision or a duplicate.
         Of several frames of a candle, the frame with the latest stamp counts. Frames with the same stamp and other
-        values are all written, and REST decides between them.
+        values are all written, and REST decides between them; also frames with an earlier stamp and other values than a
+        stored candle, because the exchange's clock may have been ahead at the later stamp.
         """
         stamp_ms = self._stamps.get(candle.time, -1)
-        if event_ms < stamp_ms or (event_ms == stamp_ms and candle == self._values.get(candle.time)):
+        if event_ms <= stamp_ms and candle == self._values.get(candle.time):
             return []
+        if event_ms < stamp_ms:
+            last = self._splice.last
+            stored = last is not None and candle.time <= last and not self._stalled and self._page is None
+            return [Persist((candle,))] if stored and not by_rest else []
         self._stamps[candle.time] = event_ms
         self._values[candle.time] = candle
         if len(self._stamps) > MAX_STAMPS:

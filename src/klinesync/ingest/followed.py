@@ -227,8 +227,9 @@ class Followed:
         commands += self._changed()
         if too_old:
             return commands
-        commands += self.feed.closed(candle, event.event_ms) if event.closed else self.feed.forming(candle, now_s)
-        return commands
+        if event.closed:
+            return commands + self.feed.closed(candle, event.event_ms, by_rest=event.by_rest)
+        return commands + self.feed.forming(candle, now_s)
 
     # Time.
 
