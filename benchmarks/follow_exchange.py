@@ -89,8 +89,8 @@ async def profiled(core: int, *arguments: str) -> AsyncIterator[tuple[Process, s
     try:
         yield process, await address(process)
     finally:
-        # First, because the command has the profiler's output open.
         os.kill(command, signal.SIGTERM)
+        await process.stdout.read()  # the command has it open until it ends
         await process.wait()
 
 
