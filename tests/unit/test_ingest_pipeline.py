@@ -16,6 +16,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
+from klinesync.market_data.store_healer import Sources, StoreHealer
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import PACK_AFTER_S, IngestPipeline
@@ -23,7 +24,7 @@ from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.pipelines.submissions import Empty, QueueLimits, Submission
 from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.damage import Damage, StoreDamaged
+from klinesync.storage.damage import Damage, Kept, StoreDamaged
 from klinesync.storage.database import Database
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
 from sim.virtual_loop import VirtualLoop
@@ -406,6 +407,27 @@ async def test_a_correction_reaches_longer_candles_while_their_parts_are_damaged
         for series in (five, quarter):
             stored, expected = await database.read(partial(stored_and_expected, series=series))
             assert stored == expected
+
+
+@pytest.mark.parametrize("ends_in", [Kept.CANDLES, Kept.QUARANTINE])
+async def test_a_correction_beside_damaged_minutes_reaches_the_derived_candle_after_the_damage(
+    tmp_path: Path, ends_in: Kept
+) -> None:
+    """The damage ends because the minutes can be read again, or because all in quarantine are stored or settled."""
+    day = BTC.with_timeframe(Timeframe.parse("1d"))
+    derived, damaged = DerivedStep(BTC.timeframe, [day.timeframe]), Span(0, 60)
+    async with opened(tmp_path / "store.sqlite", derived) as (pipeline, database):
+        await pipeline.submit(BTC, [candle(minute) for minute in range(3000)], "rest")
+        database.damage.note(Damage(BTC, damaged, "a test says so"))
+        await pipeline.submit(BTC, [candle(1439)._replace(volume=3.0)], "rest")  # of another chunk
+        database.damage.drop(BTC, Kept.CANDLES, damaged)
+        database.damage.note(Damage(BTC, damaged, "a test says so", ends_in))
+        healer = StoreHealer(database, pipeline, Sources(derived.base_of, lambda _: True))
+        healer.bind(())
+        await healer.heal()
+        assert not database.damage
+        [first, _] = await database.read(lambda store: store.oldest(day, 3, since=-1))
+        assert first.volume == 1439 + 3.0
 
 
 async def test_minutes_that_were_damaged_are_lost_not_empty_where_a_symbol_was_listed_anew_since(

@@ -199,6 +199,8 @@ class StoreHealer:
         self._database.damage.drop(series, Kept.CANDLES, span)
         if taken:
             await self._fill(series)
+        else:  # the candles can be read again
+            await self._pipeline.refresh_span(series, span)
         return True
 
     async def _fill(self, series: SeriesId) -> None:
@@ -248,6 +250,7 @@ class StoreHealer:
         stored, ledger = await self._stored(series)
         if stored is not None and gaps.unsettled(ledger, stored, span.clipped(stored)):
             return False
+        await self._pipeline.refresh_span(series, span)
         await self._database.write(lambda store: store.quarantine.end(series, span))
         self._database.damage.drop(series, Kept.QUARANTINE, span)
         log.warning("store.healed", "damaged candles are stored again, or settled as a gap", series=series, span=span)

@@ -225,6 +225,16 @@ class IngestPipeline:
             for span in missing:
                 await self._refresh_span(series, target, span)
 
+    async def refresh_span(self, series: SeriesId, span: Span) -> None:
+        """Compute the derived candles of base `series` anew in the buckets that `span` touches: while candles of these
+        buckets were damaged, corrections of their other candles did not reach the derived ones. Raises `StoreError`."""
+        if series.timeframe != self._derived.base:
+            return
+        derived = await self._database.read(lambda store: store.derived_of(series))
+        timeframes = {*self._derived.targets, *(one.timeframe for one in derived)}
+        for target in sorted(timeframes, key=lambda timeframe: timeframe.seconds):
+            await self._refresh_span(series, target, Span(target.floor(span.start), target.ceil(span.end)))
+
     async def settle_derived(self) -> Settled:
         """Mark the series that were computed with another base or other timeframes; called before anything is written.
         Raises `StoreError`."""
