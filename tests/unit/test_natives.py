@@ -23,7 +23,7 @@ from klinesync.history.board import BackfillBoard
 from klinesync.history.limits import USUAL_LIMITS, HistoryLimits
 from klinesync.history.missing import Need, Reason
 from klinesync.history.native_folds import BESIDE
-from klinesync.history.pending import RetryPolicy
+from klinesync.history.pending import USUAL_RETRIES, RetryPolicy
 from klinesync.history.ports import HistoryPorts
 from klinesync.history.service import HistoryService
 from klinesync.pipelines.derived_step import DerivedStep
@@ -37,6 +37,7 @@ FIVES = BASE.with_timeframe(Timeframe.parse("5m"))
 STEP_S = 300
 BEGIN = 100 * STEP_S  # the first stored candle of the base
 TIMEOUT_S = 10.0
+AT_ONCE = RetryPolicy(Backoff(0.0, 0.0))
 
 
 def wanted(first: int, end: int = 100) -> Need:
@@ -61,6 +62,7 @@ class World:
         database: InThreadSqliteDatabase,
         source: SeriesId | None = FIVES,
         limits: HistoryLimits = USUAL_LIMITS,
+        retries: RetryPolicy = AT_ONCE,
     ) -> None:
         self.database = database
         self.source = source
@@ -79,7 +81,7 @@ class World:
                 database=database,
                 watch=BackfillBoard(lambda: 1_700_000_000.0).watch(),
                 rng=random.Random(1),
-                retries=RetryPolicy(Backoff(0.0, 0.0)),
+                retries=retries,
                 limits=limits,
                 native_source=self.native_source,
             )
@@ -118,10 +120,13 @@ class World:
 
 @asynccontextmanager
 async def world_on(
-    path: Path, source: SeriesId | None = FIVES, limits: HistoryLimits = USUAL_LIMITS
+    path: Path,
+    source: SeriesId | None = FIVES,
+    limits: HistoryLimits = USUAL_LIMITS,
+    retries: RetryPolicy = AT_ONCE,
 ) -> AsyncIterator[World]:
     async with InThreadSqliteDatabase(path / "store.sqlite", pause=one_step) as database:
-        world = World(database, source, limits)
+        world = World(database, source, limits, retries)
         tasks = [asyncio.create_task(world.pipeline.run()), asyncio.create_task(world.history.run())]
         try:
             await world.pipeline.submit(BASE, [Candle(BEGIN, 1.0, 2.0, 0.5, 1.5, 3.0)], "http")
@@ -141,6 +146,18 @@ async def test_a_native_candle_that_is_not_shown_yet_is_retried_alone(tmp_path: 
         assert world.asked[0] == request(90, 100, source)
         assert set(world.asked[1:]) == {request(99, 100, source)}
         assert await world.stored() == list(range(90, 100))
+
+
+async def test_native_candles_that_are_gone_are_requested_again_also_a_moment_after_an_answer(tmp_path: Path) -> None:
+    async def find(series: SeriesId, page_start: int | None) -> list[Need]:
+        return [wanted(90)]
+
+    async with world_on(tmp_path, retries=USUAL_RETRIES) as world:
+        world.shown = set(range(90, 100))
+        for requests, anew in ((1, False), (1, False), (2, True), (3, True)):
+            world.history.look(FIVES, find, anew=anew)
+            await world.until(lambda: not world.history.working_on(FIVES))
+            assert len(world.asked) == requests
 
 
 async def test_native_candles_that_are_never_shown_are_given_up_and_older_ones_requested(tmp_path: Path) -> None:

@@ -61,3 +61,8 @@ class SourceMemory:
         self._answered.move_to_end((series, reason))
         if len(self._answered) > self._limits.remembered:
             self._answered.popitem(last=False)
+
+    def forget_answers(self, series: SeriesId) -> None:
+        """Forget the recent answers about a series, because stored candles of it are gone."""
+        for reason in (None, *Reason):
+            self._answered.pop((series, reason), None)

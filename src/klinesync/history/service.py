@@ -71,12 +71,15 @@ class HistoryService:
         find: looks up the needs in the store.
         page_start: where the page that was read would begin if it were full; None (the default): it is full, or none
             was read.
-        anew: whether to look also when the same lookup ended a moment ago: what it found has changed. False by default.
+        anew: whether to look, and to request what is found, also when the same was done a moment ago, because stored
+            candles are gone since. False by default.
 
         Returns False when the same lookup ended a moment ago, or the queue has no room.
         """
         look = Look(series, Urgency.READ, page_start, find)
-        if not anew and self._queue.looked_lately(look, self._ports.monotonic()):
+        if anew:
+            self._queue.memory.forget_answers(series)
+        elif self._queue.looked_lately(look, self._ports.monotonic()):
             return False
         fits = self._queue.look(look)
         if not fits:
