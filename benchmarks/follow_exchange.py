@@ -89,8 +89,10 @@ async def profiled(core: int, *arguments: str) -> AsyncIterator[tuple[Process, s
     try:
         yield process, await address(process)
     finally:
+        assert process.stdin is not None
+        process.stdin.close()
         os.kill(command, signal.SIGTERM)
-        await process.stdout.read()  # the command has it open until it ends
+        await process.stdout.read()  # both have it open until they end
         await process.wait()
 
 

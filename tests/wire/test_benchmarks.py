@@ -1,7 +1,11 @@
-"""The shorter benchmarks run: they check what they measure, and a change of an answer or of a candle ends them."""
+"""The shorter benchmarks run: they check what they measure, and a change of an answer or of a candle ends them. The
+profiler of a command runs without being root."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +40,36 @@ def test_a_benchmark_runs_to_its_end_and_gives_its_figures(arguments: list[str],
         figures = read_figures(output)
         assert {figure.row for figure in figures} == expected
         assert all(line.judged for line in lines(figures) if line.row.key in expected)
+
+
+PROFILED = [sys.executable, str(BENCHMARKS / "profiled.py"), sys.executable, "-c"]
+
+
+def test_a_command_that_is_not_profiled_goes_on_alone() -> None:
+    ended = subprocess.run(
+        [*PROFILED, "import os; print(os.getpid())"], input="", capture_output=True, text=True, timeout=60, check=True
+    )
+    process_id, printed = ended.stdout.split()
+    assert process_id == printed
+
+
+def test_a_command_is_profiled_by_its_parent(tmp_path: Path) -> None:
+    output = tmp_path / "profile.txt"
+    options = ["record", "--duration=1", "--format=raw", f"--output={output}"]
+    process = subprocess.Popen(
+        [*PROFILED, "def spin():\n    while True: pass\nspin()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    command = int(process.stdout.readline())
+    try:
+        print(json.dumps(options), file=process.stdin, flush=True)
+        status = process.wait(60)
+    finally:
+        os.kill(command, signal.SIGKILL)
+        _, errors = process.communicate()
+    if "ermission" in errors:
+        pytest.skip("this machine lets no process look into another one")
+    assert status == 0, errors
+    assert "spin" in output.read_text()
