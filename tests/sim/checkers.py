@@ -51,6 +51,7 @@ class Witness:
         self._reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         self._memory = Memory(writes=False)
         self._seen: set[tuple[SeriesId, int]] = set()
+        self._remembered: dict[SeriesId, dict[int, Candle]] = {}
 
     @property
     def _store(self) -> CandleStore:
@@ -77,7 +78,14 @@ class Witness:
     def remember(self) -> None:
         """See all candles that are stored now: some of them may not be there for long."""
         for series in self.series():
-            self._seen.update((series, candle.time) for candle in self.candles(series))
+            candles = self.candles(series)
+            self._seen.update((series, candle.time) for candle in candles)
+            self._remembered.setdefault(series, {}).update((candle.time, candle) for candle in candles)
+
+    def once_stored(self, series: SeriesId) -> list[Candle]:
+        """The candles that are stored now, or were when `remember` was called, in the latest of these values."""
+        known = self._remembered.get(series, {}) | {candle.time: candle for candle in self.candles(series)}
+        return [known[time] for time in sorted(known)]
 
     @property
     def store(self) -> CandleStore:
@@ -261,13 +269,9 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
     for series in exchange.listings:
         base = witness.candles(series)
         first, end = base[0].time, base[-1].time + MINUTE_S
-        began = exchange.listings[series].times[0]
         unknown = [gap for gap in witness.gaps(series) if not _confirmed(gap)]
-        rots = bool(exchange.scenario.faults.rot and unknown)
-        # Minutes that were never stored are in no derived candle, also where the exchange has forgotten them.
-        once_stored = exchange.truth(series, began, end).values() if rots else ()
-        told = {"1m": [candle for candle in once_stored if witness.has(series, candle.time)]}
-        rolled = {"1m": base}
+        rots = exchange.scenario.faults.rot and unknown
+        rolled, told = {"1m": base}, {"1m": witness.once_stored(series) if rots else []}
         for code, parent in exchange.scenario.chain:
             frame = Timeframe.parse(code)
             assert frame.step_s % Timeframe.parse(parent).step_s == 0
@@ -288,7 +292,7 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
                 for time, candle in stored.items()
                 if native and time not in set(whole) and time < frame.floor(end) and exchange.has_told(derived, candle)
             }
-            # Computed before base candles rotted that the exchange has forgotten since.
+            # Computed before base candles rotted that the exchange has forgotten since: from the stored ones of then.
             own |= {part.time: part for part in told[code] if stored.get(part.time) == part}
             wrong += [
                 f"{derived}: {stored.get(time)} is stored, and {expected.get(time)} is the roll-up"

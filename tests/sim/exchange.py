@@ -298,9 +298,15 @@ class SimulatedExchange:
         if frame.code not in FOLDED:
             return candle in listing.native.get((frame.code, candle.time), ())
         part = Timeframe.parse(FOLDED[frame.code])
-        opens = range(candle.time, frame.next(candle.time), part.step_s)
-        told = [versions for time in opens if (versions := listing.native.get((part.code, time)))]
-        return bool(told) and any(fold(frame, parts) == [candle] for parts in product(*told))
+        halt, end = listing.halt, frame.next(candle.time)
+        # A symbol that is listed anew has no parts from before any more, whatever was told of them.
+        anew = [part.floor(halt.end)] if halt is not None and halt.forgets and candle.time < halt.end < end else []
+        for start in (candle.time, *anew):
+            opens = range(start, end, part.step_s)
+            told = [versions for time in opens if (versions := listing.native.get((part.code, time)))]
+            if told and any(fold(frame, parts) == [candle] for parts in product(*told)):
+                return True
+        return False
 
     def native(self, series: SeriesId, first: int, end: int) -> list[Candle]:
         """The exchange's own closed candles of a longer timeframe that open in `[first, end)`, in their present values.
