@@ -36,7 +36,7 @@ PATIENCE_S = 900.0
 DAY_S = 86_400
 MIDNIGHT = 1_750_032_000  # 2025-06-16
 # Exchange seconds before midnight: of the sweep, and of the start of the service that is measured.
-EVENING_S, NIGHT_S = 1800, 160
+EVENING_S, NIGHT_S = 1800, 100
 # Seconds after a minute's end in which all candles must have arrived.
 AFTER_S = 5.0
 # Exchange seconds after midnight at which a night ends: one minute's end more.

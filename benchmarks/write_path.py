@@ -46,7 +46,7 @@ BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 BULK_CANDLES = 130_000
 HISTORY = 2000
 SINGLES = 250  # in a round
-MINUTES = 6  # the last of a day
+MINUTES = 20  # the last of a day: what earlier closes read is in memory at midnight, as in a service
 NIGHTS = 3
 
 Rows = list[tuple[SeriesId, Candle]]
