@@ -95,7 +95,8 @@ class ChunkTable:
         """What `unpack` makes of each stored chunk that touches `window`."""
         first = chunk_of(number, series.timeframe, max(window.start, 0))
         last = chunk_of(number, series.timeframe, min(max(window.end - 1, 0), MAX_TIME))
-        at_once = min(CHUNKS_AT_ONCE, most // CHUNK_CANDLES + 1)
+        # So many candles may lie in one chunk more than they fill.
+        at_once = min(CHUNKS_AT_ONCE, most // CHUNK_CANDLES + 2, last - first + 1)
         if any(whose == number and first <= chunk <= last for whose, chunk in self._unsaved):
             self.save()
         for chunk, packed in self._stored(series, number, first, last, at_once, newest=newest, strict=strict):
