@@ -110,11 +110,11 @@ def test_a_defect_in_one_series_disturbs_no_other(tmp_path: Path, monkeypatch: p
     closed = IngestFeed.closed
     broken: list[str] = []
 
-    def breaks(feed: IngestFeed, *arguments: object) -> object:
+    def breaks(feed: IngestFeed, *arguments: object, **named: object) -> object:
         if feed.series == FUTURES and len(broken) < 3:
             broken.append("once more")
             raise Unexpected
-        return closed(feed, *arguments)  # type: ignore[arg-type]
+        return closed(feed, *arguments, **named)  # type: ignore[arg-type]
 
     async def live(world: Beside) -> None:
         await world.until(lambda: len(broken) == 3, "the series breaks")

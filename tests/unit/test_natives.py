@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,21 @@ async def test_native_candles_that_are_gone_are_requested_again_also_a_moment_af
             world.history.look(FIVES, find, anew=anew)
             await world.until(lambda: not world.history.working_on(FIVES))
             assert len(world.asked) == requests
+
+
+async def test_a_lookup_that_a_defect_ends_is_repeated(tmp_path: Path) -> None:
+    defects = [RuntimeError("a defect")]
+
+    async def find(series: SeriesId, page_start: int | None) -> list[Need]:
+        if defects:
+            raise defects.pop()
+        return [wanted(90)]
+
+    async with world_on(tmp_path, limits=replace(USUAL_LIMITS, store_retry_s=0.001)) as world:
+        world.shown = set(range(90, 100))
+        world.history.look(FIVES, find)
+        await world.until(lambda: bool(world.asked) and not world.history.working_on(FIVES))
+        assert await world.stored() == list(range(90, 100))
 
 
 async def test_native_candles_that_are_never_shown_are_given_up_and_older_ones_requested(tmp_path: Path) -> None:

@@ -180,9 +180,14 @@ class HistoryService:
                 with self._ports.bulkheads.contained(Part.BACKFILL, f"history of {work.series}"):
                     outcome = await self._try(work)
             finally:
+                broken_off = outcome is None
                 outcome = Outcome(self._all_of(work), DEFECT) if outcome is None else outcome
                 self._queue.settle(work, outcome.remaining, self._ports.monotonic(), outcome.answer)
+                if broken_off and isinstance(work, Look):
+                    self._queue.look(work)
                 self._changed.set()
+            if broken_off:
+                await asyncio.sleep(self._store_retry_s())
             if self._requested.running(work.series):
                 with self._ports.bulkheads.contained(Part.BACKFILL, f"backfill of {work.series}"):
                     try:
