@@ -361,10 +361,10 @@ def pass_holes_without_asking(patch: pytest.MonkeyPatch) -> None:
 
 
 def confirm_a_hole_that_is_none(patch: pytest.MonkeyPatch) -> None:
-    def confirmed(self: IngestFeed, candle: Candle, event_ms: int) -> list[Command]:
+    def confirmed(self: IngestFeed, candle: Candle, event_ms: int, *, by_rest: bool = False) -> list[Command]:
         if self.head is not None and candle.time == self.timeframe.shift(self.head, 2):
             self._splice.last = self._splice.after = self.timeframe.next(self.head)
-        return closed(self, candle, event_ms)
+        return closed(self, candle, event_ms, by_rest=by_rest)
 
     closed = IngestFeed.closed
     patch.setattr(IngestFeed, "closed", confirmed)
