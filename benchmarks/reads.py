@@ -117,6 +117,9 @@ async def serve(history: int) -> None:
         await fill(folder, history)
         path = Path(folder) / "store.sqlite"
         async with build_market_runtime(load_flags({"database_url": f"sqlite:///{path}"} | ALONE)) as runtime:
+            # The ledgers of what was filled in are computed first: the writer has nothing to do while it is measured.
+            while runtime._pipeline._ledger.behind():  # noqa: ASYNC110, SLF001  # there is no event for it
+                await asyncio.sleep(0.1)
             listener, bare_listener = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
             server = create_server(create_app(runtime), runtime)
             bare = uvicorn.Server(

@@ -233,7 +233,7 @@ async def test_scrolling_back_ends_at_the_listing_and_requests_nothing_then(seri
             candles = page + candles
         assert candles == world.truth(series, listing, NEWEST + 60)
         assert len(candles) > 5000
-        # A read from right before the write of a page may request a few candles more; the first read to the listing too.
+        # A read from right before the write of a page may request a few candles more, as may the first to the listing.
         assert await world.page(series, before=listing) == []
         await world.settled(series)
         asked = len(world.exchange.asked)
