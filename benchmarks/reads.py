@@ -118,6 +118,7 @@ async def serve(history: int) -> None:
         path = Path(folder) / "store.sqlite"
         async with build_market_runtime(load_flags({"database_url": f"sqlite:///{path}"} | ALONE)) as runtime:
             # The ledgers of what was filled in are computed first: the writer has nothing to do while it is measured.
+            await asyncio.sleep(1)
             while runtime._pipeline._ledger.behind():  # noqa: ASYNC110, SLF001  # there is no event for it
                 await asyncio.sleep(0.1)
             listener, bare_listener = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
