@@ -457,6 +457,10 @@ async def test_damage_of_the_newest_chunk_ends_before_the_rows_and_costs_no_new_
         stored = await database.read(lambda store: store.newest(BTC, 1000, strict=False))
         assert [row.time // 60 for row in stored] == [*range(255), *range(int(str(first_row)) // 60, 300)]
         assert await database.read(lambda store: store.damaged(BTC)) == [Span(255 * 60, int(str(first_row)))]
+        # Rows can be read by those who must have every candle.
+        start, rows = int(str(first_row)), [row for row in stored if row.time >= int(str(first_row))]
+        assert await database.read(lambda store: store.between(BTC, start, 1 << 30)) == rows
+        assert await database.read(lambda store: store.oldest(BTC, 100, since=start - 1)) == rows
         for minute in range(300, 300 + 2 * candle_table.MOST_ROW_CANDLES):
             await database.write(lambda store, minute=minute: append(store, minute))  # type: ignore[misc]
         taken = await database.write(lambda store: store.take_out_damaged(BTC, Span(255 * 60, 256 * 60), 1))

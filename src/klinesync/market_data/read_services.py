@@ -295,10 +295,9 @@ class CandleReader:
             head = store.head(series)
             if since is None:
                 return CatchUp([], store.first(series), 0, store.commit(), [], head)
-            rows = store.newest(series, self._catch_up_candles, after=since, strict=False)
-            # Damaged candles are counted, and are not among the rows: they are no candles that can be paged.
-            whole = len(rows) < self._catch_up_candles
-            newer = len(rows) if whole else store.count_after(series, since, self._catch_up_candles + 1)
+            # One more tells whether there are older ones. Damaged candles are not counted: they cannot be paged.
+            found = store.newest(series, self._catch_up_candles + 1, after=since, strict=False)
+            rows, newer = found[-self._catch_up_candles :], len(found)
             gaps = store.gaps(series, Span(rows[0].time, rows[-1].time)) if rows else []
             return CatchUp(rows, store.first(series), newer, store.commit(), gaps, head)
 

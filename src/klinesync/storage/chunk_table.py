@@ -103,7 +103,9 @@ class ChunkTable:
             try:
                 unpacked = self._unpacked(series, number, chunk, packed, unpack)
             except ValueError as error:
-                self._note(series, number, chunk, chunk, str(error), strict=strict)
+                # Nothing packed lies in a window of rows, though the newest chunk may reach into it.
+                needed = window.start < self._first_row(number)
+                self._note(series, number, chunk, chunk, str(error), strict=strict and needed)
                 continue
             if self._memory.damage:
                 self._memory.damage.clear(series, Kept.CANDLES, self.span(series, number, chunk))
