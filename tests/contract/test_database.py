@@ -21,7 +21,7 @@ from klinesync.core.spans import Span
 from klinesync.history.files.rows import of_store
 from klinesync.storage import candle_table, chunks
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.damage import Kept
+from klinesync.storage.damage import MAX_DAMAGED_PARTS, Damage, Kept
 from klinesync.storage.database import Database
 from klinesync.storage.records import Ledger, Origin
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
@@ -436,8 +436,9 @@ async def test_series_are_packed_at_different_minutes(make: Callable[[Path], Dat
     assert not set(packed[BTC]) & set(packed[ETH])
 
 
+@pytest.mark.parametrize("others", [0, MAX_DAMAGED_PARTS], ids=["it is on the board", "the board is full"])
 async def test_damage_of_the_newest_chunk_ends_before_the_rows_and_costs_no_new_candle(
-    make: Callable[[Path], Database], tmp_path: Path
+    make: Callable[[Path], Database], tmp_path: Path, others: int
 ) -> None:
     """The chunk reaches to times whose candles are rows; it is not packed further."""
     path = tmp_path / "store.sqlite"
@@ -454,9 +455,11 @@ async def test_damage_of_the_newest_chunk_ends_before_the_rows_and_costs_no_new_
         store.pack_rows(1)
 
     async with make(path) as database:
-        stored = await database.read(lambda store: store.newest(BTC, 1000, strict=False))
+        for number in range(others):
+            database.damage.note(Damage(ETH, Span(60 * number, 60 * number + 60), "of another series"))
+        stored, damaged = await database.read(lambda store: (store.newest(BTC, 1000, strict=False), store.damaged(BTC)))
         assert [row.time // 60 for row in stored] == [*range(255), *range(int(str(first_row)) // 60, 300)]
-        assert await database.read(lambda store: store.damaged(BTC)) == [Span(255 * 60, int(str(first_row)))]
+        assert damaged == [Span(255 * 60, int(str(first_row)))]
         # Rows can be read by those who must have every candle.
         start, rows = int(str(first_row)), [row for row in stored if row.time >= int(str(first_row))]
         assert await database.read(lambda store: store.between(BTC, start, 1 << 30)) == rows

@@ -108,6 +108,23 @@ async def test_a_store_without_checksums_goes_on_without_and_a_repair_makes_one_
         assert await database.read(lambda store: store.between(BTC, 0, COUNT * 60)) == before
 
 
+async def test_a_repair_takes_a_damaged_newest_chunk_out_up_to_the_first_row(tmp_path: Path) -> None:
+    """The chunk reaches to times whose candles are rows, and to times that are still to come."""
+    path = tmp_path / "store.sqlite"
+    await make(path)
+    connection = apsw.Connection(str(path))
+    first_row = connection.execute("SELECT min(time) FROM candle").get
+    connection.execute(
+        "UPDATE candle_chunk SET candles = substr(candles, 2) WHERE chunk_id = (SELECT max(chunk_id) FROM candle_chunk)"
+    )
+    connection.close()
+    done = repair(path, 2_000_000_000)
+    async with SqliteDatabase(path) as database:
+        [kept] = await database.read(lambda store: store.quarantine.all())
+    assert kept.span.end == first_row
+    assert done.lost == {BTC: [kept.span]}
+
+
 async def test_the_scrub_tells_bad_pages_until_they_are_sound(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     await make(path)

@@ -244,7 +244,7 @@ async def test_scrolling_back_ends_at_the_listing_and_requests_nothing_then(seri
             assert len(await world.page(series, before=NEWEST - 3600, limit=5000)) == 5000
             await asyncio.sleep(0.05)  # longer than the cooldown, in total
         await world.settled(series)
-        assert len(world.exchange.asked) == asked
+        assert len(world.exchange.asked) == asked, (listing, world.exchange.asked[-4:])
 
 
 async def test_a_read_of_a_derived_series_requests_its_base(tmp_path: Path) -> None:

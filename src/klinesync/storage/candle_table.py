@@ -177,19 +177,22 @@ class CandleTable:
         return head if first_row is None else self._pack(series, facts.number, first_row, head, ())
 
     def _pack(self, series: SeriesId, number: int, first_row: int, head: int, arriving: Sequence[Candle]) -> int:
-        """Put arriving candles, and pack all but the newest rows. The open time from which on candles are rows. Raises
-        `DoAgain` where the packed candles beside the rows cannot be read: in the repeated transaction these stay
-        rows."""
+        """Put arriving candles, and pack all but the newest rows. The open time from which on candles are rows. Rows
+        stay where the packed candles beside them are damaged. Raises `DoAgain` where these lie on a page that cannot be
+        read: no transaction that has met it can be committed."""
         frame, packed = series.timeframe, dict[int, Sequence[Candle]]()
         before = rows_start(number, frame, head)
         if before > first_row and not self._damaged_between(series, number, first_row, before):
-            first_row = before
             rows = self.rows(number, Span(0, before), as_candles)
             try:
-                for chunk, few in _by_chunk(number, frame, rows).items():
-                    packed[chunk] = _merged(self.chunks.one(series, number, chunk), few)
+                whole = {
+                    chunk: _merged(self.chunks.one(series, number, chunk, strict=False), few)
+                    for chunk, few in _by_chunk(number, frame, rows).items()
+                }
             except StoreDamaged as error:
                 raise DoAgain(error.damage) from error
+            if not self._damaged_between(series, number, first_row, before):
+                packed, first_row = whole, before
         at = bisect_left(arriving, first_row, key=_time_of)
         for chunk, few in _by_chunk(number, frame, arriving[:at]).items():
             stored = packed[chunk] if chunk in packed else self.chunks.one(series, number, chunk)

@@ -213,14 +213,18 @@ class _Copy:
             self._result.candles += len(candles)
             self._file.write(lambda store: store.write(series, candles, origin))
 
+        newest = self._salvage.candles(stored.number, series)
         for part in self._salvage.chunks(stored.number, series):
             if isinstance(part, Taken):
-                taken.append(part)
+                # From the first row on no candle is packed, although the last chunk may reach further.
+                end = min(part.span.end, newest[0].time) if newest else part.span.end
+                if part.span.start < end:
+                    taken.append(part._replace(span=Span(part.span.start, end)))
             else:
                 batch += part
             if len(batch) >= CANDLES_AT_ONCE:
                 write()
-        batch += self._salvage.candles(stored.number, series)
+        batch += newest
         if batch:
             write()
         if not covered:
