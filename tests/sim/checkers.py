@@ -274,6 +274,8 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
     for series in exchange.listings:
         base = witness.candles(series)
         first, end = base[0].time, base[-1].time + MINUTE_S
+        begins = witness.first(series)
+        assert begins is not None
         unknown = [gap for gap in witness.gaps(series) if not _confirmed(gap)]
         rots = exchange.scenario.faults.rot and unknown
         rolled, told = {"1m": base}, {"1m": witness.once_stored(series) if rots else []}
@@ -314,18 +316,18 @@ def check_derived(witness: Witness, exchange: SimulatedExchange) -> list[str]:
             if native and derived in exchange.scenario.watched:
                 wrong += [
                     f"{derived}: the exchange's own candle {time} is missing"
-                    for time in _lacking_own(exchange, derived, native, stored, first, end)
+                    for time in _lacking_own(exchange, derived, native, stored, begins, end)
                 ]
     return wrong[:MOST_SENTENCES]
 
 
 def _lacking_own(
-    exchange: SimulatedExchange, derived: SeriesId, native: int, stored: Mapping[int, Candle], first: int, end: int
+    exchange: SimulatedExchange, derived: SeriesId, native: int, stored: Mapping[int, Candle], begins: int, end: int
 ) -> list[Candle]:
-    """The missing ones of the `native` candles before the first bucket that the base gives; where the newest `native`
-    candles are stored, of those after the first stored one."""
+    """The missing ones of the `native` candles before the bucket in which the base begins, with what it has lost; where
+    the newest `native` candles are stored, of those after the first stored one."""
     frame = derived.timeframe
-    before = -(-first // frame.step_s) * frame.step_s
+    before = -(-begins // frame.step_s) * frame.step_s
     newest = frame.floor(end)
     if before >= newest:
         return []

@@ -65,6 +65,7 @@ class World:
         limits: HistoryLimits = USUAL_LIMITS,
         retries: RetryPolicy = AT_ONCE,
     ) -> None:
+        self.clients = False  # whether a client follows `FIVES`
         self.database = database
         self.source = source
         self.shown: set[int] = set()
@@ -85,6 +86,7 @@ class World:
                 retries=retries,
                 limits=limits,
                 native_source=self.native_source,
+                has_clients=lambda series: series == FIVES and self.clients,
             )
         )
 
@@ -159,6 +161,20 @@ async def test_native_candles_that_are_gone_are_requested_again_also_a_moment_af
             world.history.look(FIVES, find, anew=anew)
             await world.until(lambda: not world.history.working_on(FIVES))
             assert len(world.asked) == requests
+
+
+@pytest.mark.parametrize("clients", [True, False])
+async def test_native_candles_are_retried_for_as_long_as_a_client_follows_the_series(
+    tmp_path: Path, clients: bool
+) -> None:
+    troubles = 3
+    async with world_on(tmp_path, retries=RetryPolicy(Backoff(0.001, 0.001), wanted_s=0.0)) as world:
+        world.shown, world.clients = set(range(90, 100)), clients
+        world.trouble = [UpstreamError("binance", "the exchange is away") for _ in range(troubles)]
+        world.history.submit(wanted(90))
+        await world.until(lambda: not world.history.needs_of(FIVES))
+        assert await world.stored() == (list(range(90, 100)) if clients else [])
+        assert len(world.asked) == (troubles + 1 if clients else 1)
 
 
 async def test_a_lookup_that_a_defect_ends_is_repeated(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Pending:
     attempts: requests so far.
     fruitless_attempts: consecutive attempts that neither filled the need nor proved that the exchange has nothing.
     due_s: earliest time of the next attempt.
-    wanted_until_s: no retry after that time, unless the series is read again before.
+    wanted_until_s: no retry after that time, unless the series is read again before, or a client follows it.
     files_checked: the history files have been searched.
     out_of_reach_since_s: since when every answer has shown that the exchange's history does not reach back to the
         need; None when the newest answer did not show this.
@@ -97,7 +97,8 @@ class RetryPolicy:
     backoff: retry delays of a need whose request failed or brought nothing.
     stalled_after: consecutive fruitless attempts after which a need counts as stalled: still retried, but no longer
         reported as healing.
-    wanted_s: seconds after the last read of a series for which its tail and native candles are still retried.
+    wanted_s: seconds after the last read of a series for which its tail and native candles are still retried; while a
+        client follows the series, they are retried on.
     lost_after_s: seconds for which every answer must have shown that the exchange's history does not reach back to a
         gap, before the gap is declared lost: an exchange in trouble may answer with its newest rows alone for some
         minutes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from klinesync.core.candle import MAX_TIME
 from klinesync.core.gaps import Gap
@@ -48,6 +48,7 @@ class HistoryPorts:
     asks: whether the exchange of a series may be asked for history.
     native_source: the series of the exchange that gives the native candles of a derived series, by default the series
         itself; None: the exchange has none. Raises `UpstreamError`.
+    has_clients: whether a client follows a series: its needs are retried however long ago it was read.
     kept_from: the open time before which retention trims a series with that head; 0: retention is off.
     now_s: the exchange's time as far as it is known, UTC seconds; later candles of files are left out.
     reach: how far back the exchange's history of a series goes; None: to the first candle, or unknown.
@@ -68,6 +69,7 @@ class HistoryPorts:
     covers: Callable[[SeriesId], bool] = lambda _: True
     asks: Callable[[SeriesId], bool] = lambda _: True
     native_source: Callable[[SeriesId], Awaitable[SeriesId | None]] = _itself
+    has_clients: Callable[[SeriesId], bool] = lambda _: False
     kept_from: Callable[[SeriesId, int], int] = lambda _series, _head: 0
     now_s: Callable[[SeriesId], float] = lambda _: float(MAX_TIME)
     reach: Callable[[SeriesId], Reach | None] = lambda _: None
@@ -82,15 +84,22 @@ class HistoryPorts:
     def after_fruitless(self, pending: Pending, at_least_s: float = 0.0, *, out_of_reach: bool = False) -> Pending:
         """`RetryPolicy.after_fruitless`, now."""
         now_s = self.monotonic()
-        return self.retries.after_fruitless(pending, now_s, self.rng, at_least_s, out_of_reach=out_of_reach)
+        retry = self.retries.after_fruitless(pending, now_s, self.rng, at_least_s, out_of_reach=out_of_reach)
+        return self._while_followed(retry)
 
     def after_no_answer(self, pending: Pending, at_least_s: float) -> Pending:
         """`RetryPolicy.after_no_answer`, now."""
-        return self.retries.after_no_answer(pending, self.monotonic(), self.rng, at_least_s)
+        return self._while_followed(self.retries.after_no_answer(pending, self.monotonic(), self.rng, at_least_s))
 
     def after_no_source(self, pending: Pending) -> Pending:
         """`RetryPolicy.after_no_source`, now."""
         return self.retries.after_no_source(pending, self.monotonic(), self.rng)
+
+    def _while_followed(self, retry: Pending) -> Pending:
+        """The need, still wanted when it is due if a client follows its series."""
+        if retry.due_s <= retry.wanted_until_s or not self.has_clients(retry.series):
+            return retry
+        return replace(retry, wanted_until_s=retry.due_s)
 
     def warn(self, event: LogEvent, series: SeriesId, sentence: str, *values: object, **fields: object) -> None:
         """Log a warning, as `Log.warning`, at most once in `LOG_EVERY_S` for a series and an event."""

@@ -33,7 +33,7 @@ MAX_URGENT_AT_ONCE = 4
 Find = Callable[[SeriesId, int | None], Awaitable[Sequence[Need]]]
 
 _ALL_TIMES = Span(0, MAX_TIME + 1)
-# Each is read by itself, and dropped some time after the last read of the series.
+# Each is read by itself, and dropped some time after the last read of a series that no client follows.
 _READ_ALONE = (Reason.TAIL, Reason.NATIVE)
 # Submitted again by every read: dropped for a moment after an answer.
 _REPEATED = (Reason.TAIL, Reason.NATIVE, Reason.OLDER)
@@ -216,8 +216,8 @@ class HistoryQueue:
         self._forget_if_idle(work.series)
 
     def _waiting_again(self, remaining: Sequence[Pending], now_s: float, answer: str | None) -> Iterator[Pending]:
-        """The needs that wait again. A need whose series was not read for long enough is dropped; the memory keeps the
-        same need from being queued again before the retry would have been due."""
+        """The needs that wait again. A need that nobody wants any more is dropped; the memory keeps the same need from
+        being queued again before the retry would have been due."""
         for pending in remaining:
             if pending.due_s <= pending.wanted_until_s:
                 yield _after_attempt(pending, answer)

@@ -73,6 +73,7 @@ def build_history(
         covers=scope.covers,
         asks=scope.reads_exchange,
         native_source=NativeSources(exchange.registry.knows, writing.derived.base).source,
+        has_clients=writing.hub.watched,
         kept_from=scope.kept_from,
         now_s=exchange.time.now_s,
         reach=exchange.registry.reach,
