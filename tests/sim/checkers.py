@@ -366,13 +366,15 @@ def check_idle(service: Service, exchange: SimulatedExchange, clients: int) -> l
     # so that both stay open.
     most = 2 if exchange.scenario.faults.lifetime else 1
     connections = [connection for several in supervisor._connections._tasks.values() for connection in several]
+    # Where little weight is allowed, an audit takes many minutes: one request of it waits at any time.
+    audits = 1 if exchange.scenario.faults.weight else 0
     held = [len(connection._links) for connection in connections if isinstance(connection, BinanceConnection)]
     waiting = {
         "live candles": queue.live_candles + sum(map(len, queue._live.values())),
         "candles of history": queue.bulk_candles + len(queue._bulk),
         "series with a failed write": len(queue._broken),
         "doubted events": sum(len(market.check._waiting) for market in supervisor._markets.values()),
-        "requests": sum(sum(budget.waiting.values()) + budget.under_way for budget in rest.values()),
+        "requests": sum(max(0, sum(budget.waiting.values()) + budget.under_way - audits) for budget in rest.values()),
         "series with missing candles": sum(
             not exchange.is_listed_anew(derived.base_of(line)) for line in runtime.backfill._queue._lines
         ),

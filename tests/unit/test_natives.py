@@ -170,7 +170,7 @@ async def test_native_candles_are_retried_for_as_long_as_a_client_follows_the_se
     troubles = 3
     async with world_on(tmp_path, retries=RetryPolicy(Backoff(0.001, 0.001), wanted_s=0.0)) as world:
         world.shown, world.clients = set(range(90, 100)), clients
-        world.trouble = [UpstreamError("binance", "the exchange is away") for _ in range(troubles)]
+        world.trouble = [UpstreamError("the exchange is away") for _ in range(troubles)]
         world.history.submit(wanted(90))
         await world.until(lambda: not world.history.needs_of(FIVES))
         assert await world.stored() == (list(range(90, 100)) if clients else [])

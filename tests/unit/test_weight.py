@@ -24,7 +24,7 @@ def at(second: float, since_s: float = 0.0) -> Now:
 
 def go(budget: WeightBudget, urgency: Urgency, heavy: int, now: Now, used: int | None = None) -> Turn | None:
     """Request one turn; when it is granted, the request is sent and answered."""
-    turn = budget.join(Errand(urgency), heavy)
+    turn = budget.join(Errand(urgency), heavy, now)
     assert turn is not None
     if budget.next(now) is not turn:
         budget.over(turn, now)
@@ -71,7 +71,7 @@ def test_an_unused_minute_has_room_for_any_request() -> None:
 def test_who_waits_is_served_by_urgency_then_in_order_of_coming_and_urgency_may_be_raised() -> None:
     budget = WeightBudget(1000)
     errands = [Errand(urgency) for urgency in (Urgency.DEEP, Urgency.SWEEP, Urgency.FILL, Urgency.SWEEP, Urgency.DEEP)]
-    turns = [budget.join(errand, 1) for errand in errands]
+    turns = [budget.join(errand, 1, at(0)) for errand in errands]
     errands[4].urgency = Urgency.READ
     served = []
     while (turn := budget.next(at(1))) is not None:
@@ -80,16 +80,33 @@ def test_who_waits_is_served_by_urgency_then_in_order_of_coming_and_urgency_may_
     assert served == [4, 1, 3, 2, 0]
 
 
+def test_a_request_that_has_waited_for_long_is_sent_before_fresh_ones_that_leave_it_no_room() -> None:
+    budget = WeightBudget(1000)
+    deep = budget.join(Errand(Urgency.DEEP), 10, at(0))
+    for minute in range(int(weight.STARVED_S) // 60):
+        now = at(60 * minute + 1)
+        assert go(budget, Urgency.REPAIR, 400, now)
+        assert budget.next(now) is None, "sweeps, live candles and reads go first, for a while"
+    now = at(60 * (minute + 1) + 1)
+    assert go(budget, Urgency.REPAIR, 400, now)
+    for _ in range(AT_ONCE):
+        assert budget.join(Errand(Urgency.FILL), 10, now)
+    assert budget.join(Errand(Urgency.READ), 10, now)
+    assert (read := budget.next(now)) is not None
+    assert read.errand.urgency is Urgency.READ
+    assert budget.next(now) is deep
+
+
 def test_places_are_bounded_and_one_is_kept_for_what_somebody_waits_for() -> None:
     budget = WeightBudget(1000)
     for urgency in [*[Urgency.DEEP] * AT_ONCE, *[Urgency.REPAIR] * AT_ONCE]:
-        budget.join(Errand(urgency), 1)
+        budget.join(Errand(urgency), 1, at(0))
     deep = WeightBudget(1000)
     for _ in range(AT_ONCE):
-        deep.join(Errand(Urgency.DEEP), 1)
+        deep.join(Errand(Urgency.DEEP), 1, at(0))
     assert sum(budget.next(at(1)) is not None for _ in range(9)) == AT_ONCE
     assert sum(deep.next(at(1)) is not None for _ in range(9)) == AT_ONCE - KEPT_FREE
-    deep.join(Errand(Urgency.READ), 1)
+    deep.join(Errand(Urgency.READ), 1, at(0))
     first = deep.next(at(1))
     assert first is not None
     assert first.errand.urgency is Urgency.READ
@@ -98,7 +115,7 @@ def test_places_are_bounded_and_one_is_kept_for_what_somebody_waits_for() -> Non
 def test_a_small_request_within_another_takes_weight_but_no_place() -> None:
     budget = WeightBudget(1000)
     for _ in range(AT_ONCE):
-        budget.join(Errand(Urgency.REPAIR), 2)
+        budget.join(Errand(Urgency.REPAIR), 2, at(0))
     turn = budget.next(at(1))
     assert turn is not None
     for _ in range(AT_ONCE):
@@ -109,13 +126,13 @@ def test_a_small_request_within_another_takes_weight_but_no_place() -> None:
 
 def test_a_request_that_was_cancelled_before_it_was_sent_weighs_nothing_and_one_sent_weighs_until_it_is_told() -> None:
     budget = WeightBudget(1000)
-    budget.join(Errand(Urgency.READ), 20)
+    budget.join(Errand(Urgency.READ), 20, at(0))
     turn = budget.next(at(1))
     assert turn is not None
     assert budget.used(at(1)) == 20
     budget.over(turn, at(1))
     assert budget.used(at(1)) == 0
-    budget.join(Errand(Urgency.READ), 20)
+    budget.join(Errand(Urgency.READ), 20, at(0))
     turn = budget.next(at(1))
     assert turn is not None
     budget.sent(turn)
@@ -138,7 +155,7 @@ def test_the_minute_is_over_when_the_exchange_counts_anew_whatever_our_estimate_
 def test_an_answer_about_the_minute_before_does_not_fill_the_new_one() -> None:
     budget = WeightBudget(1000)
     assert go(budget, Urgency.REPAIR, 2, at(58), used=790)
-    budget.join(Errand(Urgency.REPAIR), 2)
+    budget.join(Errand(Urgency.REPAIR), 2, at(0))
     turn = budget.next(at(59.9))
     assert turn is not None
     budget.sent(turn)
@@ -165,7 +182,7 @@ def test_a_blocked_host_is_free_when_either_clock_has_passed(
 ) -> None:
     budget = WeightBudget(1000)
     budget.block(30.0, Now(T0_MS, 1000.0))
-    budget.join(Errand(Urgency.REPAIR), 1)
+    budget.join(Errand(Urgency.REPAIR), 1, at(0))
     exchange_ms = None if exchange_s is None else T0_MS + int(exchange_s * 1000)
     now = Now(exchange_ms, 1000.0 + our_s)
     assert (budget.blocked_s(now) == 0.0) is free
@@ -183,7 +200,7 @@ def test_a_shorter_wish_does_not_undo_a_longer_one_and_none_is_longer_than_a_ban
 
 def test_who_will_not_wait_for_a_blocked_host_leaves_the_line() -> None:
     budget = WeightBudget(1000)
-    read, deep = budget.join(Errand(Urgency.READ), 1), budget.join(Errand(Urgency.DEEP), 1)
+    read, deep = budget.join(Errand(Urgency.READ), 1, at(0)), budget.join(Errand(Urgency.DEEP), 1, at(0))
     budget.block(60.0, at(0))
     longest = dict.fromkeys(Urgency, 120.0) | {Urgency.READ: 10.0}
     assert budget.unwilling(longest, at(0)) == [read]
@@ -193,10 +210,10 @@ def test_who_will_not_wait_for_a_blocked_host_leaves_the_line() -> None:
 
 def test_a_full_line_gives_up_the_least_urgent_that_came_last() -> None:
     budget = WeightBudget(1000, max_waiting=3)
-    turns = [budget.join(Errand(urgency), 1) for urgency in (Urgency.DEEP, Urgency.DEEP, Urgency.READ)]
-    assert budget.join(Errand(Urgency.DEEP), 1) is None
+    turns = [budget.join(Errand(urgency), 1, at(0)) for urgency in (Urgency.DEEP, Urgency.DEEP, Urgency.READ)]
+    assert budget.join(Errand(Urgency.DEEP), 1, at(0)) is None
     assert budget.crowded_out() is None
-    assert budget.join(Errand(Urgency.REPAIR), 1) is not None
+    assert budget.join(Errand(Urgency.REPAIR), 1, at(0)) is not None
     assert budget.crowded_out() is turns[1]
     assert budget.crowded_out() is None
     assert sum(budget.status(at(1)).waiting.values()) == 3
@@ -205,7 +222,7 @@ def test_a_full_line_gives_up_the_least_urgent_that_came_last() -> None:
 def test_the_status_says_how_it_stands() -> None:
     budget = WeightBudget(2400, share=0.5)
     assert go(budget, Urgency.READ, 5, at(1), used=70)
-    budget.join(Errand(Urgency.DEEP), 1)
+    budget.join(Errand(Urgency.DEEP), 1, at(0))
     budget.block(30.0, at(1))
     status = budget.status(at(11))
     assert (status.used, status.limit, status.share, status.under_way, status.requests) == (70, 2400, 0.5, 0, 1)
@@ -284,7 +301,7 @@ def test_the_exchanges_count_stays_below_our_share_whatever_comes_late_or_never(
         now = Now(true_ms - behind_ms, ours_s)
         if rng.random() < 0.3:
             exchange.charge(rng.randint(0, others), true_ms)
-        budget.join(Errand(rng.choice(list(Urgency))), rng.choice((1, 2, heaviest)))
+        budget.join(Errand(rng.choice(list(Urgency))), rng.choice((1, 2, heaviest)), now)
         turn = budget.next(now)
         if turn is not None:
             budget.sent(turn)

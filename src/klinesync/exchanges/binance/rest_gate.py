@@ -113,7 +113,7 @@ class RestGate:
             raise self._blocked_error(now)
         if self._access.held_s(kind, now.monotonic_s) > HELD_PATIENCE_S:
             raise self._held_error(kind, now)
-        turn = self._budget.join(errand, weight, kind)
+        turn = self._budget.join(errand, weight, now, kind)
         if turn is None:
             raise self._crowded_error()
         crowded_out = self._budget.crowded_out()

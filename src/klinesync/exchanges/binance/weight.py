@@ -28,6 +28,9 @@ PART: Mapping[Urgency, float] = {
     Urgency.FILL: 0.7,
     Urgency.DEEP: 0.5,
 }
+# A request that has waited for this long, in seconds, counts as a `SWEEP`: where more urgent requests fill the part of
+# less urgent ones in every minute, these would wait for ever.
+STARVED_S = 120.0
 # Requests under way at once, to one host; and how many of those places are kept for what somebody waits for.
 AT_ONCE = 4
 KEPT_FREE = 1
@@ -84,13 +87,14 @@ class Now(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Turn:
     """One request: it waits, then is under way. `sent`: the exchange may have counted it; `answered`: it has
-    told what is used. `queued`: it has a place of its own. `kind`: what is asked for (`klines`); `went_s`: when it was
-    let go, monotonic."""
+    told what is used. `queued`: it has a place of its own. `kind`: what is asked for (`klines`); `joined_s`: since when
+    it waits; `went_s`: when it was let go; both monotonic."""
 
     errand: Errand
     weight: int
     queued: bool = True
     kind: str = ""
+    joined_s: float = float("inf")
     went_s: float = 0.0
     sent: bool = False
     answered: bool = False
@@ -98,6 +102,11 @@ class Turn:
     epoch: int = 0
     told: int = 0
     lost: int = 0
+
+    def urgency(self, now: Now) -> Urgency:
+        """Its urgency, raised after `STARVED_S` of waiting."""
+        urgency = self.errand.urgency
+        return urgency if now.monotonic_s - self.joined_s <= STARVED_S else min(urgency, Urgency.SWEEP)
 
 
 class WeightBudget:
@@ -129,11 +138,11 @@ class WeightBudget:
 
     # The line.
 
-    def join(self, errand: Errand, weight: int, kind: str = "") -> Turn | None:
+    def join(self, errand: Errand, weight: int, now: Now, kind: str = "") -> Turn | None:
         """Queue a request. None when the line is full of others that are as urgent; see `crowded_out`."""
         if len(self._line) >= self._max_waiting and errand.urgency >= self._last().errand.urgency:
             return None
-        turn = Turn(errand, weight, kind=kind)
+        turn = Turn(errand, weight, kind=kind, joined_s=now.monotonic_s)
         self._line[turn] = None
         return turn
 
@@ -154,7 +163,7 @@ class WeightBudget:
             if any(kinds.values()):
                 free = {turn: None for turn in free if not kinds[turn.kind]}.keys()
         # Looked for each time: the urgency of those who wait may be raised.
-        turn = min(free, key=_urgency, default=None)
+        turn = min(free, key=lambda turn: turn.urgency(now), default=None)
         if turn is None or not self._has_room(turn, now):
             return None
         turn.went_s = now.monotonic_s
@@ -173,7 +182,7 @@ class WeightBudget:
         return max(reversed(self._line), key=_urgency)
 
     def _has_room(self, turn: Turn, now: Now) -> bool:
-        urgency = turn.errand.urgency
+        urgency = turn.urgency(now)
         if self.blocked_s(now) > 0.0:
             return False
         places = AT_ONCE - (KEPT_FREE if urgency > Urgency.READ else 0)
