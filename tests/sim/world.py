@@ -221,6 +221,7 @@ class World:
         name = self._parts_rng.choice(sorted(tasks))
         if throw_into(tasks[name]):
             service.thrown += 1
+            self.network.disturb()
             self.note(f"defect in {name}")
 
     def _rot(self) -> None:
