@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+from functools import partial
 
 import pytest
 
@@ -137,3 +139,12 @@ def test_a_part_that_is_freed_without_an_event_loop_is_not_restarted() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         carried.close()
     assert runs == 1
+
+
+async def test_a_task_that_cannot_begin_leaves_no_coroutine_behind(recwarn: pytest.WarningsRecorder) -> None:
+    async with asyncio.TaskGroup() as group:
+        pass
+    with pytest.raises(RuntimeError):
+        Bulkheads().begin(group, partial(asyncio.sleep, 0), part=Part.EVENTS, name="too late")
+    gc.collect()
+    assert not [str(warning.message) for warning in recwarn]

@@ -131,9 +131,14 @@ class Bulkheads:
         restart: whether the work is restarted after a defect, until it ends or is cancelled; False by default.
         mend: called after each defect, before a restart; repairs incomplete state. None by default.
 
-        Returns the task.
+        Returns the task. Raises `RuntimeError` when the task group is ending, or the loop is closed.
         """
-        task = carrier.create_task(self._carry(work, part, name, restart, mend), name=name)
+        carried = self._carry(work, part, name, restart, mend)
+        try:
+            task = carrier.create_task(carried, name=name)
+        except RuntimeError:
+            carried.close()
+            raise
         self.tasks.add(task)
         return task
 
