@@ -18,6 +18,7 @@ from klinesync.core.candle import Applied, Candle
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
+from klinesync.core.timeframe import Timeframe
 from klinesync.history.files.rows import of_store
 from klinesync.storage import candle_table, chunks
 from klinesync.storage.candles import CandleStore
@@ -488,6 +489,40 @@ async def test_a_damaged_chunk_is_told_and_not_read(make: Callable[[Path], Datab
     async with make(path) as database:
         with pytest.raises(StoreError, match="damaged"):
             await all_of(database, BTC)
+
+
+@pytest.mark.parametrize("code", ["1m", "1w", "1M"])
+async def test_damage_is_told_on_the_grid_of_the_timeframe_and_covers_what_may_be_missing(
+    make: Callable[[Path], Database], tmp_path: Path, code: str
+) -> None:
+    """Also where a chunk lies behind the first row, as no sound store has it: what is stored as rows is not missing."""
+    path, series = tmp_path / "store.sqlite", BTC.with_timeframe(Timeframe.parse(code))
+    frame = series.timeframe
+    times = [frame.shift(frame.ceil(0), number) for number in range(600)]
+    rows = [candle(0)._replace(time=time) for time in times]
+    async with make(path) as database:
+        await write(database, series, rows)
+    connection = apsw.Connection(str(path))
+    connection.execute("UPDATE candle_chunk SET candles = substr(candles, 2)")
+    connection.execute("INSERT INTO candle_chunk SELECT chunk_id + 10, candles FROM candle_chunk ORDER BY 1 LIMIT 1")
+    connection.execute("INSERT INTO candle_chunk SELECT max(chunk_id) + 10, x'00' FROM candle_chunk")
+    connection.close()
+    async with make(path) as database:
+        await database.read(lambda store: store.oldest(series, 1000, since=-1, strict=False))
+        damaged = await database.read(lambda store: store.damaged(series))
+        [first_row, *_] = await database.read(lambda store: [row.time for row in rows_from(store)])
+        assert all(frame.is_open(time) for span in damaged for time in span)
+        assert damaged[0] == (times[0], first_row)
+        assert all(frame.count(*span) > 200 for span in damaged), "chunks behind the rows may hold anything"
+        for span in damaged:
+            assert await database.write(lambda store, of=span: store.take_out_damaged(series, of, 1))  # type: ignore[misc]
+        gaps = await database.read(lambda store: store.gaps(series))
+        assert [(gap.start, gap.end) for gap in gaps] == [(times[0], first_row)]
+        assert await all_of(database, series) == [row for row in rows if row.time >= first_row]
+
+
+def rows_from(store: CandleStore) -> list[Candle]:
+    return [Candle(*row) for row in store.tables.candles(1, 0, 1 << 40, -1, newest=False)]  # type: ignore[arg-type]
 
 
 async def test_a_full_disk_is_told_until_a_write_or_a_probe_succeeds(

@@ -66,7 +66,7 @@ MEANINGS: dict[str, str] = {
     "origin.refused": "a browser page of another origin is refused; once an origin",
     "overlay.left_out": "an overlay failed while drawings were read; they are without it",
     "pipeline.batch_failed": "a write transaction failed; nothing of the batch is stored",
-    "pipeline.pack_failed": "the newest candles cannot be packed; tried again after the next batch",
+    "pipeline.pack_failed": "the newest candles, or those of a damaged series, cannot be packed; tried again later",
     "pipeline.submission_failed": "a submission that was written alone failed",
     "plugin.suspended": "a factor or overlay that failed again and again does not run until the next start",
     "rest.items_left_out": "items of a REST answer are invalid, and are left out",

@@ -16,7 +16,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
-from klinesync.market_data.store_healer import Sources, StoreHealer
+from klinesync.market_data.store_healer import HealTimings, Sources, StoreHealer
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import PACK_AFTER_S, IngestPipeline
@@ -287,6 +287,67 @@ def test_rows_are_packed_some_seconds_after_the_last_batch_and_again_after_a_fai
         loop.close()
 
 
+def spoil_rows(path: Path, series: SeriesId) -> None:
+    """The oldest row of a series has no opening price."""
+    page_checksums.load()
+    connection = apsw.Connection(str(path))
+    connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute(
+        "UPDATE sqlite_schema SET sql = replace(sql, 'open REAL NOT NULL', 'open REAL') WHERE name = 'candle'"
+    )
+    connection.close()
+    connection = apsw.Connection(str(path))
+    connection.execute(
+        "UPDATE candle SET open = NULL WHERE series_no = (SELECT series_no FROM series WHERE series_id = ?)"
+        " AND time = (SELECT min(time) FROM candle)",
+        (str(series),),
+    )
+    connection.close()
+
+
+def test_rows_that_cannot_be_read_keep_no_other_series_from_being_packed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop, path = VirtualLoop(), tmp_path / "store.sqlite"
+
+    async def pause() -> None:
+        await asyncio.sleep(0)
+
+    async def rows(database: Database, number: int) -> int:
+        return await database.read(lambda store: len(store.tables.candles(number, 0, 1 << 40, -1, newest=True)))
+
+    async def work() -> None:
+        async with InThreadSqliteDatabase(path, pause=pause) as database:
+            pipeline = make_pipeline(database, Published())
+            task = asyncio.create_task(pipeline.run())
+            for series in (BTC, ETH):
+                await pipeline.submit(series, [candle(minute) for minute in range(8)], "test")
+            task.cancel()
+            await asyncio.wait([task])
+        spoil_rows(path, BTC)
+        async with InThreadSqliteDatabase(path, pause=pause) as database:
+            pipeline = IngestPipeline(
+                database, NOTHING_DERIVED, no_ledger(), Published(), lambda: 1_700_000_000.0, monotonic=loop.time
+            )
+            task = asyncio.create_task(pipeline.run())
+            for minute in range(8, 60):
+                await asyncio.gather(offered(pipeline, BTC, candle(minute)), offered(pipeline, ETH, candle(minute)))
+            commits = await database.read(lambda store: store.commit())
+            await asyncio.sleep(10 * PACK_AFTER_S)
+            assert await rows(database, 1) == 60, "the rows that cannot be read stay as they are"
+            assert await rows(database, 2) == 14
+            assert await database.read(lambda store: store.commit()) == commits + 1, "nothing is tried again and again"
+            assert caplog.text.count("pipeline.pack_failed") == 1
+            task.cancel()
+            await asyncio.wait([task])
+
+    try:
+        loop.run_until_complete(work())
+    finally:
+        loop.close()
+
+
 async def test_a_series_without_room_in_the_queue_is_broken_until_there_is_room(tmp_path: Path) -> None:
     async with counting(tmp_path, QueueLimits(live=4)) as pipeline:
         for minute in (1, 2, 3, 4):
@@ -364,10 +425,22 @@ async def test_a_cancelled_caller_does_not_end_the_writer_when_its_batch_is_writ
         assert pipeline.queued_candles() == 0
 
 
+class Refusing(IngestPipeline):
+    """Computes nothing anew while the store refuses it: `refuses` times."""
+
+    refuses = 0
+
+    async def refresh_span(self, series: SeriesId, span: Span) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            raise StoreError("the disk is full")
+        await super().refresh_span(series, span)
+
+
 @asynccontextmanager
-async def opened(path: Path, derived: DerivedStep) -> AsyncIterator[tuple[IngestPipeline, SqliteDatabase]]:
+async def opened(path: Path, derived: DerivedStep) -> AsyncIterator[tuple[Refusing, SqliteDatabase]]:
     async with SqliteDatabase(path) as database:
-        pipeline = IngestPipeline(database, derived, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
+        pipeline = Refusing(database, derived, no_ledger(), lambda _: None, lambda: 1_700_000_000.0)
         task = asyncio.create_task(pipeline.run())
         yield pipeline, database
         task.cancel()
@@ -410,10 +483,13 @@ async def test_a_correction_reaches_longer_candles_while_their_parts_are_damaged
 
 
 @pytest.mark.parametrize("ends_in", [Kept.CANDLES, Kept.QUARANTINE])
+@pytest.mark.parametrize("store_fails", [False, True], ids=["at once", "when the store can be written again"])
+@pytest.mark.parametrize("seen_by", ["the healer", "a reader"])
 async def test_a_correction_beside_damaged_minutes_reaches_the_derived_candle_after_the_damage(
-    tmp_path: Path, ends_in: Kept
+    tmp_path: Path, ends_in: Kept, store_fails: bool, seen_by: str
 ) -> None:
-    """The damage ends because the minutes can be read again, or because all in quarantine are stored or settled."""
+    """The damage ends because the minutes can be read again, as the healer or a reader before it sees, or because all
+    in quarantine are stored or settled."""
     day = BTC.with_timeframe(Timeframe.parse("1d"))
     derived, damaged = DerivedStep(BTC.timeframe, [day.timeframe]), Span(0, 60)
     async with opened(tmp_path / "store.sqlite", derived) as (pipeline, database):
@@ -422,8 +498,15 @@ async def test_a_correction_beside_damaged_minutes_reaches_the_derived_candle_af
         await pipeline.submit(BTC, [candle(1439)._replace(volume=3.0)], "rest")  # of another chunk
         database.damage.drop(BTC, Kept.CANDLES, damaged)
         database.damage.note(Damage(BTC, damaged, "a test says so", ends_in))
-        healer = StoreHealer(database, pipeline, Sources(derived.base_of, lambda _: True))
+        if seen_by == "a reader":
+            await database.read(lambda store: store.oldest(BTC, 10, since=-1))
+        healer = StoreHealer(
+            database, pipeline, Sources(derived.base_of, lambda _: True), timings=HealTimings(retry_s=0.0, settle_s=0.0)
+        )
         healer.bind(())
+        if store_fails:
+            pipeline.refuses = 1
+            await healer.heal()
         await healer.heal()
         assert not database.damage
         [first, _] = await database.read(lambda store: store.oldest(day, 3, since=-1))

@@ -105,6 +105,8 @@ class StoreHealer:
         self._subscribers: tuple[GapsDeclared, ...] | None = None
         self._again_at_s: dict[_Part, float] = {}
         self._unreadable = False
+        # Spans that can be read again, whose derived candles may be stale; when to compute these, in monotonic seconds.
+        self._to_refresh: dict[tuple[SeriesId, Span], float] = {}
         self._to_compute: dict[SeriesId, None] = {}
         self.healed = Healed()
 
@@ -125,7 +127,7 @@ class StoreHealer:
         while True:
             resumed = resumed or await self._resume()
             await asyncio.sleep(self._timings.look_s)
-            if self._database.damage:
+            if self._database.damage or self._database.damage.has_readable or self._to_refresh:
                 await self.heal()
             while self._to_compute:
                 series = next(iter(self._to_compute))
@@ -133,7 +135,11 @@ class StoreHealer:
                 await self._compute(series)
 
     async def heal(self) -> None:
-        """Heal what is damaged now, as far as it is due."""
+        """Heal what is damaged now, as far as it is due, then compute what may be stale since damage was cleared."""
+        await self._heal_damage()
+        await self._refresh_readable()
+
+    async def _heal_damage(self) -> None:
         now_s, parts = self._clock.monotonic_s(), self._database.damage.parts()
         keys = {_key(damage) for damage in parts}
         self._again_at_s = {key: at_s for key, at_s in self._again_at_s.items() if key in keys}
@@ -158,6 +164,25 @@ class StoreHealer:
             if not healed:
                 settles = damage.kept is Kept.QUARANTINE
                 self._again_at_s[key] = now_s + (self._timings.settle_s if settles else self._timings.retry_s)
+
+    async def _refresh_readable(self) -> None:
+        """Compute derived candles anew in the spans that can be read again; a failure is retried."""
+        now_s = self._clock.monotonic_s()
+        for part in self._database.damage.take_readable():
+            self._to_refresh[part] = now_s
+        for part, at_s in list(self._to_refresh.items()):
+            if at_s > now_s:
+                continue
+            series, span = part
+            try:
+                await self._pipeline.refresh_span(series, span)
+            except StoreError as error:
+                self._to_refresh[part] = now_s + self._timings.retry_s
+                log.warning(
+                    "store.not_healed", "candles cannot be computed again", series=series, span=span, error=error
+                )
+            else:
+                del self._to_refresh[part]
 
     async def _resume(self) -> bool:
         """Put what is in quarantine since an earlier start on the board. Returns False when the store cannot be
@@ -196,11 +221,11 @@ class StoreHealer:
             self.healed.taken_out += 1
             log.error("store.quarantined", "damaged candles are kept in quarantine", series=series, span=part)
             self._database.damage.note(_in_quarantine(series, part, "they were damaged"))
-        self._database.damage.drop(series, Kept.CANDLES, span)
         if taken:
+            self._database.damage.drop(series, Kept.CANDLES, span)
             await self._fill(series)
-        else:  # the candles can be read again
-            await self._pipeline.refresh_span(series, span)
+        else:  # the candles can be read again; buckets beside known damage are not computed, so that is cleared first
+            self._database.damage.clear(series, Kept.CANDLES, span)
         return True
 
     async def _fill(self, series: SeriesId) -> None:

@@ -369,7 +369,8 @@ class IngestPipeline:
             self._tell(progress)
 
     async def _pack(self) -> None:
-        """Pack rows of some series; when that fails, it is tried again after the next batch."""
+        """Pack rows of some series; when that fails, it is tried again after the next batch. A series whose rows cannot
+        be packed is left out by the store: the others of its transaction are packed in the next one, at once."""
 
         def change(store: CandleStore) -> bool:
             store.pack_rows(PACKED_AT_ONCE)
@@ -377,6 +378,15 @@ class IngestPipeline:
 
         try:
             more = await self._database.write(change)
+        except StoreDamaged as error:
+            if self._told_failure.allow(str(error), self._monotonic()) is not None:
+                log.error(
+                    "pipeline.pack_failed",
+                    "its newest candles cannot be packed at present",
+                    series=error.damage.series,
+                    error=error,
+                )
+            self._pack_at_s = self._monotonic()
         except StoreError as error:
             if self._told_failure.allow(str(error), self._monotonic()) is not None:
                 log.error("pipeline.pack_failed", "the newest candles cannot be packed at present", error=error)

@@ -5,7 +5,7 @@ The file is longer than others: all writes of a series share the memory of the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec
@@ -14,12 +14,12 @@ from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.errors import Rejected
 from klinesync.core.gaps import Gap, GapChange, GapState, note
 from klinesync.core.series_id import SeriesId
-from klinesync.core.spans import Span, clipped, hull, runs
+from klinesync.core.spans import Span, clipped, hull, missing_spans, runs
 from klinesync.core.timeframe import Timeframe
 from klinesync.storage.candle_columns import CandleColumns, columns_of
 from klinesync.storage.candle_table import CandleTable
 from klinesync.storage.chunks import Maker, T, as_candles
-from klinesync.storage.damage import Damage, Kept, OddValue
+from klinesync.storage.damage import Damage, Kept, OddValue, StoreDamaged
 from klinesync.storage.event_table import EventStore
 from klinesync.storage.ledger import LedgerStore
 from klinesync.storage.memory import Edges, Facts, Memory, Unknown, integer, series_of
@@ -384,10 +384,15 @@ class CandleStore:
         return bool(self._memory.to_pack)
 
     def pack_rows(self, most: int) -> None:
-        """Pack the older rows of up to `most` series; the candles stay as they are. Raises `StoreDamaged`. Only within
-        `Database.write`."""
+        """Pack the older rows of up to `most` series; the candles stay as they are. Raises `StoreDamaged` for a series
+        whose rows cannot be packed: that one is left out until it has further rows, and the call can be repeated for
+        the others. Only within `Database.write`."""
         for series in self._memory.take_to_pack(most):
-            self._pack_rows(series)
+            try:
+                self._pack_rows(series)
+            except StoreDamaged:
+                self._memory.leave_out(series)
+                raise
 
     @_names_series
     def _pack_rows(self, series: SeriesId) -> None:
@@ -395,6 +400,7 @@ class CandleStore:
         if facts is not None and edges is not None:
             first_row = self._candles.pack(series, facts, edges.newest)
             self._memory.put(series, facts._replace(first_row=first_row))
+            self.save()  # what cannot be saved is damage of this series
 
     def repacking(self) -> list[SeriesId]:
         """The series with chunks of an earlier format that `repack` has not come to yet."""
@@ -472,7 +478,11 @@ class CandleStore:
         for part in taken:
             self.quarantine.keep(series, part, at)
             self.changes.append((series, TakenOut(part.span, part.why)))
-        missing = clipped([part.span for part in taken], stored)
+        missing = [
+            hole
+            for span in clipped([part.span for part in taken], stored)
+            for hole in missing_spans(series.timeframe, *span, self._candles.rows(facts.number, span, _times))
+        ]
         if missing:
             self.change_gaps(series, note(self.gaps(series, hull(missing)), missing))
         return taken
@@ -594,6 +604,10 @@ def _one_after_the_other(candles: Sequence[Candle], origin: Origin) -> dict[int,
         was = by_time.get(candle.time)
         by_time[candle.time] = candle if was is None else origin.replacing(was, candle)
     return by_time
+
+
+def _times(rows: Iterable[Sequence[object]]) -> list[int]:
+    return [integer(time) for time, *_ in rows]
 
 
 def as_gap(row: Row) -> Gap:

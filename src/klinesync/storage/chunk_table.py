@@ -99,12 +99,12 @@ class ChunkTable:
         at_once = min(CHUNKS_AT_ONCE, most // CHUNK_CANDLES + 2, last - first + 1)
         if any(whose == number and first <= chunk <= last for whose, chunk in self._unsaved):
             self.save()
-        for chunk, packed in self._stored(series, number, first, last, at_once, newest=newest, strict=strict):
+        stored = self._stored(series, number, first, last, at_once, newest=newest, strict=strict, start=window.start)
+        for chunk, packed in stored:
             try:
                 unpacked = self._unpacked(series, number, chunk, packed, unpack)
             except ValueError as error:
-                # Nothing packed lies in a window of rows, though the newest chunk may reach into it.
-                needed = window.start < self._first_row(number)
+                needed = self._reaches_packed(number, window.start)
                 self._note(series, number, chunk, chunk, str(error), strict=strict and needed)
                 continue
             if self._memory.damage:
@@ -153,9 +153,7 @@ class ChunkTable:
                 self._unpacked(series, number, chunk, packed, _whole)
             except ValueError as error:
                 found = packed if isinstance(packed, bytes) else str(packed).encode()
-                end = min(span.end, self._first_row(number))
-                on_grid = Span(series.timeframe.ceil(span.start), series.timeframe.ceil(end))
-                taken.append(Taken(on_grid, found, str(error)))
+                taken.append(Taken(self._packed_part(series, number, span), found, str(error)))
                 self._tables.delete_chunks(number, chunk, chunk + 1)
         return taken
 
@@ -202,18 +200,33 @@ class ChunkTable:
         return unpack(packed, seed_of(series, grid.start), grid)
 
     def _stored(
-        self, series: SeriesId, number: int, first: int, last: int, at_once: int, *, newest: bool, strict: bool
+        self,
+        series: SeriesId,
+        number: int,
+        first: int,
+        last: int,
+        at_once: int,
+        *,
+        newest: bool,
+        strict: bool,
+        start: int = 0,
     ) -> Iterator[tuple[int, object]]:
         """The chunks from `first` to `last` (inclusive) as they are stored, `at_once` a question. Parts of the store
-        that cannot be read are damage of the chunks that lie in them."""
+        that cannot be read are damage of the chunks that lie in them, if candles from `start` on may be packed there.
+        """
         while first <= last:
             try:
                 found = self._tables.chunks(number, first, last, at_once, newest=newest)
             except self._tables.unreadable as error:
                 # What met such a part of the store cannot be committed.
-                told = strict or self._memory.writes
+                needed = self._reaches_packed(number, start)
+                told = (strict and needed) or self._memory.writes
                 bad = self._next(number, first, last, newest=newest)
                 if bad is None:
+                    if not needed and told:
+                        raise self._memory.unreadable(series, error) from error
+                    if not needed:
+                        return
                     self._note(series, number, first, last, str(error), strict=told)
                     return
                 try:
@@ -240,13 +253,25 @@ class ChunkTable:
         return found if isinstance(found, int) else None
 
     def _note(self, series: SeriesId, number: int, first: int, last: int, why: str, *, strict: bool) -> None:
-        start, end = self.span(series, number, first).start, self.span(series, number, last).end
-        span = Span(start, max(start + 1, min(end, self._first_row(number))))
+        chunks = Span(self.span(series, number, first).start, self.span(series, number, last).end)
+        span = self._packed_part(series, number, chunks)
         damage = Damage(series, span, f"the stored candles cannot be read: {why}")
         self._memory.damage.note(damage)
         self._met.append((series, span))
         if strict:
             raise StoreDamaged(damage)
+
+    def _reaches_packed(self, number: int, start: int) -> bool:
+        """Whether candles from `start` on may be packed. Nothing packed lies in a window of rows, though the newest
+        chunk may reach into it."""
+        return start < self._first_row(number)
+
+    def _packed_part(self, series: SeriesId, number: int, chunks: Span) -> Span:
+        """The open times of chunks, on the grid, whose candles may be packed: those before the first row. Of chunks
+        behind it, which only a damaged store has, all of them: what is in them is not known."""
+        frame, first_row = series.timeframe, self._first_row(number)
+        start, end = frame.ceil(chunks.start), frame.ceil(chunks.end)
+        return Span(start, min(end, first_row) if first_row > start else end)
 
     def _first_row(self, number: int) -> int:
         """The open time of the first row: from there on no candle is packed, although the last chunk may reach

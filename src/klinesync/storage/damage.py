@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
-from klinesync.core.spans import Span
+from klinesync.core.spans import Span, joined
 from klinesync.runtime.log_events import Log
 
 log = Log(__name__)
@@ -87,6 +87,8 @@ class DamageBoard:
         self._parts: dict[tuple[SeriesId | None, Kept, int], Damage] = {}
         self._full = False
         self._overflowed = False
+        # By series, spans of candles that were damaged and can be read again, since `take_readable`.
+        self._readable: dict[SeriesId, list[Span]] = {}
 
     def note(self, damage: Damage) -> None:
         """Add a damaged part, and log it the first time. What is in quarantine is logged by whoever takes it there."""
@@ -114,6 +116,9 @@ class DamageBoard:
         span: the span; None: all of it was read, and damage of unknown span is over too.
         """
         for part in self.drop(series, kept, span):
+            if series is not None and kept is Kept.CANDLES and part.span is not None:
+                with self._lock:
+                    self._readable[series] = joined([*self._readable.get(series, ()), part.span])
             log.warning("store.mended", "the %s can be read again", kept, series=series, span=part.span)
 
     def drop(self, series: SeriesId | None, kept: Kept, span: Span | None) -> list[Damage]:
@@ -128,6 +133,18 @@ class DamageBoard:
             for part in over:
                 del self._parts[series, kept, part.start]
         return over
+
+    @property
+    def has_readable(self) -> bool:
+        """Whether `take_readable` has anything."""
+        return bool(self._readable)
+
+    def take_readable(self) -> list[tuple[SeriesId, Span]]:
+        """The spans of candles whose damage was cleared since the last call, whoever has read them. Derived candles in
+        them may be stale: while the damage was on the board, corrections beside it did not reach them."""
+        with self._lock:
+            readable, self._readable = self._readable, {}
+        return [(series, span) for series, spans in readable.items() for span in spans]
 
     def take_overflow(self) -> bool:
         """Whether damage was left out for want of room, and there is room again. Asked once for each overflow: all of

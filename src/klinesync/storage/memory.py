@@ -125,6 +125,10 @@ class Memory:
         self._packed += series
         return series
 
+    def leave_out(self, series: SeriesId) -> None:
+        """Do not note a series again that this transaction could not pack."""
+        self._packed.remove(series)
+
     def named(self, number: int) -> SeriesId | None:
         """The series of that number, where it is cached. Slow: for messages."""
         return next((series for series, facts in self._facts.items() if facts.number == number), None)
