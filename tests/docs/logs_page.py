@@ -48,6 +48,7 @@ MEANINGS: dict[str, str] = {
     "gap.declared": "candles are missing, and live candles go on behind the gap",
     "history.files_failed": "files of a source cannot be read; the next source is read",
     "history.gap_failed": "a gap cannot be read from the exchange; tried again after a backoff",
+    "history.look_failed": "missing candles cannot be looked up in the store; tried again after a backoff",
     "history.lost": "candles that no source has any more",
     "history.native_failed": "native candles of a derived series cannot be read; tried again after a backoff",
     "history.not_listed": "the exchange does not list the symbol; its gaps stay",

@@ -54,6 +54,7 @@ class Policy(RuleBasedStateMachine):
         self.rng = random.Random(1)
         self.now_s = 1000.0
         self.out: list[Look | Fetch] = []
+        self.no_look_before_s: dict[SeriesId, float] = {}
         self.wanted: dict[tuple[SeriesId, Reason], Wanted] = {}
 
     # Requests.
@@ -98,6 +99,8 @@ class Policy(RuleBasedStateMachine):
         assert isinstance(work, Look) or (due_s is not None and due_s <= self.now_s) or looks
         assert all(other.series != work.series for other in self.out), "one piece of work of a series at a time"
         self.out.append(work)
+        if isinstance(work, Look):
+            assert self.no_look_before_s.get(work.series, 0.0) <= self.now_s, "a read ends no backoff"
         if isinstance(work, Fetch):
             reasons = {kind(pending.reason) for pending in work.needs}
             assert len(reasons) == 1, "what is read together is of one kind"
@@ -114,6 +117,10 @@ class Policy(RuleBasedStateMachine):
         work = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
         if isinstance(work, Look):
             self.queue.settle(work, [], self.now_s)
+            if how == "failure":
+                self.queue.look_again(work, self.now_s + 60.0)
+                assert self.queue.is_looking(work.series) or work.failures + 1 >= USUAL_RETRIES.stalled_after
+                self.no_look_before_s[work.series] = self.now_s + 60.0
             return
         remaining: list[Pending] = []
         for pending in work.needs:

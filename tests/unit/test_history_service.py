@@ -34,6 +34,7 @@ from klinesync.pipelines.ingest_pipeline import IngestPipeline
 from klinesync.pipelines.ledger_step import no_ledger
 from klinesync.pipelines.submissions import Empty
 from klinesync.runtime.clock import SYSTEM_CLOCK
+from klinesync.storage.damage import Damage, StoreDamaged
 from klinesync.storage.sqlite import InThreadSqliteDatabase
 from support.pauses import one_step
 
@@ -284,6 +285,64 @@ async def test_a_failed_lookup_of_gaps_is_retried(tmp_path: Path, monkeypatch: p
         await world.settled(BTC)
         assert not failures
         assert await world.minutes(BTC) == list(range(40))
+
+
+MANY = [SeriesId.parse(f"binance:spot:A{number}/USDT:1m") for number in range(10)]  # more than there are workers
+PATIENT = replace(SMALL, store_retry_s=1000.0, look_retry_most_s=3000.0)
+
+
+async def test_lookups_that_always_fail_hold_up_no_other_series_and_are_repeated_with_backoff(tmp_path: Path) -> None:
+    looks: list[SeriesId] = []
+
+    async def find(series: SeriesId, page_start: int | None) -> Sequence[Need]:
+        looks.append(series)
+        raise RuntimeError("a defect") if len(looks) % 2 else StoreError("it cannot be read")
+
+    async with world_on(tmp_path, Exchange(range(40)), limits=PATIENT) as world:
+        await world.write(BTC, [0, 39])
+
+        async def looked() -> int:
+            """The lookups once those that are due have ended, and a gap of another series is filled."""
+            for series in MANY:
+                world.healing.look(series, find, anew=True)  # as further reads do
+            world.healing.request_declared(BTC)
+            await world.settled(BTC)
+            await world.until(lambda: len(looks) % len(MANY) == 0)
+            return len(looks)
+
+        assert await looked() == len(MANY)
+        assert await world.minutes(BTC) == list(range(40))
+        assert world.healing.working_on(MANY[0]) != []
+        counts = []
+        for _ in range(12):
+            world.ahead_s += 1000.0
+            counts.append(await looked() // len(MANY))
+        assert counts == [2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6], "after 1,000, 2,000, then every 3,000 s, before jitter"
+        assert world.healing.working_on(MANY[0]) == [], "nothing is to be waited for"
+
+
+async def test_damage_of_many_series_holds_up_the_reading_of_no_other_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = Exchange(range(40))
+    async with world_on(tmp_path, exchange, limits=PATIENT) as world:
+        for series in (*MANY, BTC):
+            await world.write(series, [0, 39])
+        submit = world.pipeline.submit
+
+        async def damaged(series: SeriesId, *rest: object) -> object:
+            if series in MANY:
+                raise StoreDamaged(Damage(series, None, "a test says so"))
+            return await submit(series, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(world.pipeline, "submit", damaged)
+        for series in (*MANY, BTC):
+            world.healing.request_declared(series)
+        await world.until(lambda: len(exchange.asked) > len(MANY))
+        await world.settled(BTC)
+        assert await world.minutes(BTC) == list(range(40))
+        [status] = world.healing.needs_of(MANY[0])
+        assert "damaged" in str(status.last_answer)
 
 
 async def test_two_thousand_needs_of_one_gap_share_a_reading(tmp_path: Path) -> None:

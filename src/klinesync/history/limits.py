@@ -19,7 +19,10 @@ class HistoryLimits:
     remembered: most remembered entries of each kind; the oldest are evicted first.
     nothing_before_ttl_s: seconds for which a proof counts that a source has nothing before the first candle of a
         series. Exchanges do change their history: old candles are restored, a symbol is listed again.
-    store_retry_s: pause after a failed read or write of the store, in seconds, before jitter.
+    store_retry_s: pause after a failed write of the store, and before a failed lookup in the store is repeated, in
+        seconds, before jitter.
+    look_retry_most_s: longest pause before a failed lookup of a series is repeated, in seconds: each failure in a row
+        doubles the pause. Shorter than the five minutes for which the status shows a defect.
     """
 
     needs_of_series: int = 1000
@@ -31,6 +34,7 @@ class HistoryLimits:
     remembered: int = 10_000
     nothing_before_ttl_s: float = 6 * 3600.0
     store_retry_s: float = 10.0
+    look_retry_most_s: float = 240.0
 
 
 USUAL_LIMITS = HistoryLimits()

@@ -65,12 +65,16 @@ class Look:
     urgency: of the lookup; `DEEP` by default.
     page_start: where the earliest page that was read would begin if it were full; None: it is full, or none was read.
     find: the lookup; None: the gaps of the gap ledger. The queue does not call it.
+    failures: consecutive lookups before this one that failed.
+    due_s: not before this time, monotonic seconds.
     """
 
     series: SeriesId
     urgency: Urgency = Urgency.DEEP
     page_start: int | None = None
     find: Find | None = None
+    failures: int = 0
+    due_s: float = float("-inf")
 
 
 @dataclass(slots=True)
@@ -99,9 +103,10 @@ class _Line:
     def in_flight(self) -> tuple[Pending, ...]:
         return self.work.needs if isinstance(self.work, Fetch) else ()
 
-    @property
-    def is_looking(self) -> bool:
-        return self.look is not None or isinstance(self.work, Look)
+    def is_looking(self, most_failures: int) -> bool:
+        """Whether a lookup waits or is in flight that has not failed so often in a row."""
+        looks = (self.look, self.work if isinstance(self.work, Look) else None)
+        return any(look is not None and look.failures < most_failures for look in looks)
 
     @property
     def waits_urgently(self) -> bool:
@@ -161,6 +166,10 @@ class HistoryQueue:
             self._note_urgent(look.series, line)
         self._forget_if_idle(look.series)
         return fits
+
+    def look_again(self, look: Look, due_s: float) -> None:
+        """Queue a lookup that failed again, not before `due_s`, behind what users wait for."""
+        self.look(replace(look, urgency=Urgency.DEEP, failures=look.failures + 1, due_s=due_s))
 
     def looked_lately(self, look: Look, now_s: float) -> bool:
         """Whether the same lookup for a read ended a moment ago."""
@@ -234,8 +243,10 @@ class HistoryQueue:
         urgent = (self._lines[series] for series in self._urgent)
         due_s = min((line.urgent_due_s for line in urgent if line.work is None), default=float("inf"))
         if self._deep_in_flight < MAX_AT_ONCE:
-            idle = (line.due_s for line in self._lines.values() if line.work is None)
-            due_s = min(due_s, min(idle, default=float("inf")))
+            idle = [line for line in self._lines.values() if line.work is None]
+            due_s = min(due_s, min((line.due_s for line in idle), default=float("inf")))
+            failed = (line.look.due_s for line in idle if line.look and line.look.failures and self._has_room(line))
+            due_s = min(due_s, min(failed, default=float("inf")))
         return due_s if due_s < float("inf") else None
 
     # What is queued.
@@ -256,9 +267,10 @@ class HistoryQueue:
         return any(need.reason is reason and not need.fruitless_attempts for need in self._needs(series))
 
     def is_looking(self, series: SeriesId) -> bool:
-        """Whether a lookup in the store for the series is queued or in flight."""
+        """Whether a lookup in the store for the series is queued or in flight. One that fails again and again does not
+        count: it is still repeated, but nothing is to be waited for."""
         line = self._lines.get(series)
-        return line is not None and line.is_looking
+        return line is not None and line.is_looking(self._retries.stalled_after)
 
     def needs_in(self, series: SeriesId, span: Span) -> list[Pending]:
         """The needs in `span` that wait or are in flight, ascending."""
@@ -297,7 +309,12 @@ class HistoryQueue:
         if line.work is not None:
             return None
         look = line.look
-        if look is not None and not (urgent_only and look.urgency is Urgency.DEEP) and self._has_room(line):
+        if (
+            look is not None
+            and look.due_s <= now_s
+            and not (urgent_only and look.urgency is Urgency.DEEP)
+            and self._has_room(line)
+        ):
             line.look = None
             self._looks -= 1
             self._note_urgent(series, line)
@@ -334,7 +351,9 @@ class HistoryQueue:
             return
         starts = [start for start in (line.look.page_start, look.page_start) if start is not None]
         find = look.find or line.look.find
-        line.look = Look(look.series, min(look.urgency, line.look.urgency), min(starts, default=None), find)
+        failures, due_s = max(look.failures, line.look.failures), max(look.due_s, line.look.due_s)
+        urgency = Urgency.DEEP if failures else min(look.urgency, line.look.urgency)
+        line.look = Look(look.series, urgency, min(starts, default=None), find, failures, due_s)
 
     def _note_urgent(self, series: SeriesId, line: _Line) -> None:
         if line.waits_urgently:

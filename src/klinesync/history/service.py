@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
+from klinesync.core.backoff import Backoff
 from klinesync.core.counted import counted
 from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
@@ -23,11 +24,13 @@ from klinesync.history.requested import BackfillProgress, OnProgress, RequestedB
 from klinesync.history.tails import Tails
 from klinesync.runtime.bulkheads import Part, Work
 from klinesync.runtime.log_events import Log
+from klinesync.storage.damage import StoreDamaged
 
 log = Log(__name__)
 
 # Answer of a piece of work that a defect ended.
 DEFECT = "the reading was ended by a defect of this service"
+DEFECT_OF_LOOK = "the lookup was ended by a defect of this service"
 
 
 class HistoryService:
@@ -184,10 +187,8 @@ class HistoryService:
                 outcome = Outcome(self._all_of(work), DEFECT) if outcome is None else outcome
                 self._queue.settle(work, outcome.remaining, self._ports.monotonic(), outcome.answer)
                 if broken_off and isinstance(work, Look):
-                    self._queue.look(work)
+                    self._look_again(work, DEFECT_OF_LOOK)
                 self._changed.set()
-            if broken_off:
-                await asyncio.sleep(self._store_retry_s())
             if self._requested.running(work.series):
                 with self._ports.bulkheads.contained(Part.BACKFILL, f"backfill of {work.series}"):
                     try:
@@ -202,7 +203,8 @@ class HistoryService:
         return [self._ports.after_fruitless(pending) for pending in work.needs]
 
     async def _try(self, work: Look | Fetch) -> Outcome:
-        """Carry out a piece of work; a `StoreError` is retried after a pause."""
+        """Carry out a piece of work; after a `StoreError` it is repeated: a lookup, and what damage of its series alone
+        has ended, with backoff; another reading after a pause of the worker, because the store as a whole fails."""
         try:
             if isinstance(work, Look):
                 return await self._look(work)
@@ -213,11 +215,31 @@ class HistoryService:
                 del self._errands[work.series]
         except StoreError as error:
             self._ports.warn("history.store_failed", work.series, "its gaps cannot be healed at present", error=error)
-            await asyncio.sleep(self._store_retry_s())
+            remaining: Sequence[Pending] = ()
             if isinstance(work, Look):
-                self._queue.look(work)
+                self._look_again(work, str(error))
+            elif isinstance(error, StoreDamaged):  # of this series: no worker waits for its end
+                remaining = [self._ports.after_no_answer(pending, 0.0) for pending in work.needs]
+            else:
+                remaining = work.needs
+                await asyncio.sleep(self._store_retry_s())
             self._requested.fail(work.series, error)
-            return Outcome(work.needs if isinstance(work, Fetch) else (), str(error))
+            return Outcome(remaining, str(error))
+
+    def _look_again(self, look: Look, why: str) -> None:
+        """Repeat a failed lookup, with backoff."""
+        limits = self._ports.limits
+        backoff = Backoff(limits.store_retry_s, max(limits.look_retry_most_s, limits.store_retry_s), jitter=0.25)
+        delay_s = backoff.delay_s(look.failures, self._ports.rng)
+        self._ports.warn(
+            "history.look_failed",
+            look.series,
+            "its missing candles cannot be looked up for the %d. time in a row, again in %d s: %s",
+            look.failures + 1,
+            delay_s,
+            why,
+        )
+        self._queue.look_again(look, self._ports.monotonic() + delay_s)
 
     async def _look(self, look: Look) -> Outcome:
         """Submit the needs that the store shows. Raises `StoreError`."""

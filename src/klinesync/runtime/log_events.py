@@ -35,6 +35,7 @@ LogEvent = Literal[
     "gap.declared",
     "history.files_failed",
     "history.gap_failed",
+    "history.look_failed",
     "history.lost",
     "history.native_failed",
     "history.not_listed",
