@@ -150,7 +150,8 @@ class DerivedForming:
 
 class DerivedHistory:
     """Completes the history of derived series that are read or watched: brings targets up to date that were off for a
-    while, and requests missing base candles, and native candles from before the base begins.
+    while, and requests missing base candles, and native candles from before the base begins. Where that beginning moves
+    later on, native candles are looked up at the next read alone: only a read shows that such old candles are wanted.
 
     history: reads missing candles.
     pipeline: computes derived candles from the base.
