@@ -307,6 +307,18 @@ def test_memory_keeps_the_later_expiry() -> None:
     assert memory.was_answered(SERIES[0], Reason.NATIVE, Span(60, 300), 149.0)
 
 
+def test_memory_keeps_the_longer_span_without_candles_until_it_expires_or_older_candles_come() -> None:
+    """A read from before a write had the newer part requested again, and the next read requested the older part."""
+    series, memory, ttl_s = SERIES[0], SourceMemory(), HistoryLimits().nothing_before_ttl_s
+    memory.remember_nothing(series, Span(0, 6000), 10.0)
+    memory.remember_nothing(series, Span(3000, 6000), 20.0)
+    assert memory.nothing_before(series, 20.0) == Span(0, 6000)
+    memory.remember_nothing(series, Span(3000, 6000), 10.0 + ttl_s)
+    assert memory.nothing_before(series, 10.0 + ttl_s) == Span(3000, 6000), "the older part was shown too long ago"
+    memory.remember_nothing(series, Span(2400, 3000), 20.0 + ttl_s)
+    assert memory.nothing_before(series, 20.0 + ttl_s) == Span(2400, 3000), "there are older candles after all"
+
+
 def test_waiting_lookups_and_memory_are_limited() -> None:
     limits = HistoryLimits(looks=2, remembered=2)
     queue = HistoryQueue(limits=limits)

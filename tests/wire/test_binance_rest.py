@@ -606,6 +606,35 @@ async def test_our_own_clock_passing_a_close_proves_nothing_and_the_time_is_aske
         assert exchange.asked_time == 1
 
 
+@pytest.mark.parametrize("series", [SERIES, FUTURES], ids=str)
+async def test_a_page_far_ahead_of_an_old_clock_is_used_once_the_clock_has_followed(series: SeriesId) -> None:
+    """This machine slept for days: the first pages were stored by the old clock, and the next was refused."""
+    exchange = Exchange()
+    exchange.rows = [row(minute) for minute in range(7000)]
+    exchange.now_ms = (START + 60 * 7000) * 1000 + 2000
+    async with connected(exchange, lambda: 5.0) as (rest, clocks):
+        clocks[series.market].learn((START + 65) * 1000, 5.0)
+        found: list[int] = []
+        async for page in rest.history(series, START, Errand(Urgency.FILL)):
+            assert clocks[series.market].rest_ms == exchange.now_ms, "before any candle of the page is given"
+            found += [one.time for one in page.candles]
+    assert sorted(set(found)) == [START + 60 * minute for minute in range(7000)]
+    assert exchange.asked_time == 4, "a single answer moves no clock that far"
+    assert rest.status()[series.market].errors == {}
+
+
+async def test_while_the_time_cannot_be_asked_a_page_a_few_hours_ahead_of_the_clock_is_used_and_no_later_one() -> None:
+    exchange = Exchange()
+    exchange.rows = [row(minute) for minute in range(3000)]
+    exchange.time_failure = failure(503)
+    async with connected(exchange, lambda: 5.0) as (rest, clocks):
+        clocks["spot"].learn((START + 65) * 1000, 5.0)
+        reading = rest.history(SERIES, START, Errand(Urgency.FILL))
+        assert (await anext(reading)).candles == [candle(minute) for minute in range(998)]
+        with pytest.raises(UpstreamError, match="lies in the future"):
+            await anext(reading)
+
+
 async def test_a_span_that_is_over_is_read_without_asking_the_time_however_old_the_stamp() -> None:
     exchange = Exchange()
     exchange.rows = [row(minute) for minute in range(50)]

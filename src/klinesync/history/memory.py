@@ -24,12 +24,16 @@ class SourceMemory:
         return span if now_s - since_s < self._limits.nothing_before_ttl_s else None
 
     def remember_nothing(self, series: SeriesId, span: Span, now_s: float) -> None:
-        """Note that the source has nothing in a span.
+        """Note that the source has nothing in a span. A longer span before the same candle is kept: a read from before
+        a write may have the newer part of it requested again.
 
         series: whose history.
         span: ends with the series' first candle.
         now_s: monotonic seconds.
         """
+        known = self.nothing_before(series, now_s)
+        if known is not None and known.end == span.end and known.start < span.start:
+            return
         self._nothing_before[series] = (span, now_s)
         self._nothing_before.move_to_end(series)
         if len(self._nothing_before) > self._limits.remembered:

@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from klinesync.core.candle import Candle, check_candle, with_sound_flow
@@ -53,8 +54,11 @@ log = Log(__name__)
 TIME_ANSWERS = 6
 # The fewest rows of a page: the newest two are proven by a clock alone, and the first is that of the page before.
 LEAST_ROWS = 4
-# Rows that open so much later than the newest stamp are no candles of this exchange.
+# Rows that open so much later than the exchange's time are no candles of this exchange, in ms.
 LONGEST_AHEAD_MS = 86_400_000
+# A row that opens so much later than the estimated time, in ms: the estimate is old (this machine slept, for example),
+# or the row is wrong. The exchange is asked for its time before the page is used.
+MEASURE_AHEAD_MS = 3_600_000
 # The kind of item that is counted where a candle is kept without its order flow.
 ORDER_FLOW = "order_flow"
 # The longest page that is read, in bytes.
@@ -76,6 +80,10 @@ class _Page:
     limit: int
     final_ms: int | None
     estimate_ms: int | None
+
+
+class _RowsAhead(Exception):
+    """A page has rows that open more than `MEASURE_AHEAD_MS` later than the estimated time."""
 
 
 class BinanceRest:
@@ -258,12 +266,23 @@ class BinanceRest:
                 errand.begun = True
                 body = await self._requests.send(turn, market, "klines", params, MAX_PAGE_BYTES)
 
-            def checked(body: bytes) -> _Page:
+            def checked(body: bytes, most_ahead_ms: int) -> _Page:
                 page = _Page(decode_klines(body), limit, final_ms, estimate_ms)
                 self._check_page(series, page, start, end)
+                known_ms = clock.estimate_ms(self._monotonic())
+                if page.klines.times and known_ms is not None and page.klines.times[-1] > known_ms + most_ahead_ms:
+                    raise _RowsAhead
                 return page
 
-            return self._requests.decoded(market, checked, body, "klines")
+            try:
+                return self._requests.decoded(market, partial(checked, most_ahead_ms=MEASURE_AHEAD_MS), body, "klines")
+            except _RowsAhead:
+                await self._try_time(market, errand, agreed=True)
+            try:
+                return self._requests.decoded(market, partial(checked, most_ahead_ms=LONGEST_AHEAD_MS), body, "klines")
+            except _RowsAhead as error:
+                what = f"{series}: a page of klines from {date_text(start)} on lies in the future"
+                raise self._requests.nonsense(market, "klines", what) from error
 
         page = await self._requests.repeat(gate, errand, ask)
         self._requests.leave_out(market, "kline", page.klines.left_out, series)
@@ -303,11 +322,12 @@ class BinanceRest:
         later than what was known."""
         return page.estimate_ms is None or page.klines.times[-1] > page.estimate_ms
 
-    async def _try_time(self, market: str, errand: Errand) -> bool:
-        """Ask for the exchange's time; whether it was told. Without it two later rows alone prove."""
+    async def _try_time(self, market: str, errand: Errand, *, agreed: bool = False) -> bool:
+        """Ask for the exchange's time; whether it was told. Without it two later rows alone prove. `agreed`: until the
+        clock has followed the answers, see `now_ms`."""
         clock = self._clocks[market]
         try:
-            if clock.estimate_ms(self._monotonic()) is None:
+            if agreed or clock.estimate_ms(self._monotonic()) is None:
                 await self.now_ms(market)
             else:
                 await self._ask_time(market, errand)
@@ -342,11 +362,6 @@ class BinanceRest:
                 series.market,
                 "klines",
                 f"{series}: a page of klines from {date_text(start)} on is more than was asked for",
-            )
-        known_ms = self._clocks[series.market].estimate_ms(self._monotonic())
-        if known_ms is not None and times[-1] > known_ms + LONGEST_AHEAD_MS:
-            raise self._requests.nonsense(
-                series.market, "klines", f"{series}: a page of klines from {date_text(start)} on lies in the future"
             )
 
     async def _before_listing(self, series: SeriesId, start: int, first: int) -> Span | None:
