@@ -52,7 +52,7 @@ class Fake:
         self.timeframes: Mapping[str, object] | None = {"1m": "1m"}
         self.rateLimit = 1.0
         self.last_response_headers: Mapping[str, str] | None = None
-        self.minutes = list(minutes)
+        self.minutes: Sequence[int] = list(minutes)
         self.now_s = now_s
         self.asked: list[str] = []
         self.sinces: list[int | None] = []
@@ -167,6 +167,48 @@ async def test_without_dates_the_newest_open_time_is_the_stamp() -> None:
     async with source_of(exchange) as source:
         with pytest.raises(UpstreamError, match="does not tell the time"):
             await source.now_ms("spot")
+
+
+async def test_a_page_far_ahead_of_an_old_clock_is_used_once_the_clock_has_followed() -> None:
+    """This machine slept for days: the pages of a day were given by the old clock, and the next was refused."""
+    exchange = Fake([0, 1], T0 + 65)
+    async with source_of(exchange, lambda: 1000.0) as source:
+        assert await history(source) == [candle(0)]
+        exchange.minutes = [0, *range(3000, 5000)]
+        exchange.now_s = T0 + 60 * 5000 + MARGIN_S
+        found: set[int] = set()
+        async for page in source.history(BTC, T0, Errand(Urgency.SWEEP)):
+            assert source.clocks["spot"].rest_ms == exchange.now_s * 1000
+            found |= {one.time for one in page.candles}
+    assert sorted(found) == [T0 + 60 * minute for minute in exchange.minutes]
+    assert exchange.asked.count("time") == 2 + 4, "a single answer moves no clock that far"
+
+
+async def test_the_date_and_the_rows_of_an_answer_move_a_clock_that_cannot_be_asked_by_days() -> None:
+    exchange, now_s = Fake([0, 1], T0 + 65, fetchTime=None), 1000.0
+    exchange.tells_date = True
+    async with source_of(exchange, lambda: now_s) as source:
+        for _ in range(5):
+            await history(source)
+            now_s, exchange.now_s = now_s + 1.0, exchange.now_s + 1.0
+        exchange.minutes = range(6000)
+        exchange.now_s = T0 + 60 * 6000 - 30
+        assert (await history(source, T0 + 60 * 5950))[-1] == candle(5997)
+        clock = source.clocks["spot"]
+        for _ in range(3):
+            now_s, exchange.now_s = now_s + 1.0, exchange.now_s + 1.0
+            assert abs((clock.estimate_ms(now_s) or 0) / 1000 - exchange.now_s) < 60.0, "its speed is still ours"
+            await history(source, T0 + 60 * 5950)
+
+
+async def test_a_row_days_ahead_of_clock_and_date_is_refused() -> None:
+    exchange = Fake([0, 1], T0 + 65, fetchTime=None)
+    exchange.tells_date = True
+    async with source_of(exchange) as source:
+        await history(source)
+        exchange.minutes = [0, 1, 6000]
+        with pytest.raises(UpstreamError, match="lies in the future"):
+            await history(source)
 
 
 async def test_a_page_from_the_past_needs_no_new_stamp() -> None:

@@ -166,6 +166,7 @@ class ExchangeClock:
         self._asked_at_s = 0.0
         self._answered_at_s = float("-inf")
         self._answer_doubted = False
+        self._learned_jump = False  # whether the newest step of `learn` was not explained by the elapsed time
         self._news: deque[str] = deque(maxlen=MAX_NEWS)
         self.doubted: Counter[str] = Counter()
         self.moved: Counter[str] = Counter()
@@ -199,9 +200,16 @@ class ExchangeClock:
         self._frames.formed(stamp_ms - close_ms)
 
     def learn(self, stamp_ms: int, now_s: float) -> None:
-        """Add a stamp of REST that was confirmed otherwise."""
-        self._rest.suspects.clear()
-        self._rest.move(Stamp(stamp_ms, now_s))
+        """Add a stamp of REST that was confirmed otherwise. A single step that the elapsed time does not explain is a
+        jump, and says nothing about the speed; of two such steps in a row, the second measures the speed."""
+        rest, stamp = self._rest, Stamp(stamp_ms, now_s)
+        rest.suspects.clear()
+        jumps = rest.newest is not None and stamp.ms > rest.newest.ms and not self._explains(rest.newest, stamp)
+        if jumps and not self._learned_jump:
+            rest.set(stamp)
+        else:
+            rest.move(stamp)
+        self._learned_jump = jumps
 
     def trusts(self, stamp_ms: int, now_s: float) -> bool:
         """Whether the stamp of an earlier frame is believed by now."""

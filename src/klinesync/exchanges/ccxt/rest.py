@@ -16,8 +16,10 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.ccxt.client import Abilities, Answer, CcxtClient
 from klinesync.exchanges.ccxt.rows import (
     LONGEST_AHEAD_MS,
+    MEASURE_AHEAD_MS,
     Page,
     ccxt_symbol,
+    newest_open_ms,
     next_start,
     read_page,
 )
@@ -276,13 +278,32 @@ class CcxtRest:
             start,
             end,
             final_ms=final_ms,
-            known_ms=clock.estimate_ms(asked_s),
+            known_ms=await self._known_ms(series.market, asked_s, newest_open_ms(answer.rows)),
             margin_ms=self.margin.ms,
             emptiness=self.emptiness,
         )
         for bad in page.bad:
             self.quarantine(series, bad)
         return page
+
+    async def _known_ms(self, market: str, asked_s: float, newest_ms: int | None) -> int | None:
+        """The exchange's time at `asked_s`, when an answer was asked for; None when unknown. The exchange is asked for
+        its time where the newest row (`newest_ms`, None without rows) opens much later than the estimate. Raises
+        `UpstreamError`."""
+        known_ms = self.clocks[market].estimate_ms(asked_s)
+        if known_ms is None or newest_ms is None or newest_ms <= known_ms + MEASURE_AHEAD_MS:
+            return known_ms
+        try:
+            measured_ms = await self.now_ms(market)
+        except UpstreamError as error:
+            if error.status in (418, 429):
+                raise
+            suppressed = self._log_limit.allow((market, "time"), self.monotonic())
+            if suppressed is not None:
+                sentence = "the market does not tell its time"
+                log.warning("exchange.time_failed", sentence, market=market, suppressed=suppressed, error=error)
+            return known_ms
+        return max(known_ms, min(measured_ms, newest_ms))
 
     def _looked_into(self, series: SeriesId, start: int, limit: int | None) -> int:
         """How many candles the venue looks into for an answer from `start` on: all up to now in an open window."""
@@ -400,9 +421,11 @@ class CcxtRest:
             return
         clock, now_s = self.clocks[series.market], self.monotonic()
         self._dated_s[series.market] = now_s
-        newest_ms = max((int(row[0]) for row in answer.rows if row and row[0] is not None), default=None)
-        if newest_ms is not None and clock.rest_ms is not None and newest_ms > clock.rest_ms + LONGEST_AHEAD_MS:
-            return  # no row of this exchange
+        newest_ms = newest_open_ms(answer.rows)
+        if newest_ms is not None and clock.rest_ms is not None:
+            known_ms = max(clock.rest_ms, answer.date_ms or 0)  # the clock is old after this machine slept
+            if newest_ms > known_ms + LONGEST_AHEAD_MS:
+                return  # no row of this exchange
         stamp_ms = newest_ms
         if answer.date_ms is not None:
             stamp_ms = self._dates[series.market].answered(answer.date_ms, newest_ms, now_s)

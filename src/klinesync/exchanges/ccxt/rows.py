@@ -7,7 +7,7 @@ Pure. A row is `[open time in ms, open, high, low, close, volume]`. What makes i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from math import isfinite
@@ -29,6 +29,9 @@ AT_ONCE = Emptiness()
 
 # Rows that open so much later than what is known of the exchange's time are no candles of it.
 LONGEST_AHEAD_MS = 86_400_000
+# A row that opens so much later than the estimated time, in ms: the estimate is old (this machine slept, for example),
+# or the row is wrong. The exchange is asked for its time before the answer is used.
+MEASURE_AHEAD_MS = 3_600_000
 # Larger whole numbers are nobody's, and no float can be made of some.
 MAX_BITS = 63
 # Where an exchange does not say how many rows an answer holds, it is taken to cover so many candles at least.
@@ -156,6 +159,11 @@ def read_page(
     shown = [time for time in times if frame.is_open(time) and time < wanted]
     empty = emptiness.proven(frame, shown, known_ms)
     return Page(candles, empty, forming, bad, newest, still_open, len(times), proven, final_ms)
+
+
+def newest_open_ms(rows: Iterable[Row]) -> int | None:
+    """The newest open time of an answer, in ms; None where no row has one."""
+    return max((int(row[0]) for row in rows if row and row[0] is not None and isfinite(row[0])), default=None)
 
 
 def next_start(
