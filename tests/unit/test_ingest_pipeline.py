@@ -17,6 +17,7 @@ from klinesync.core.spans import Span
 from klinesync.core.timeframe import Timeframe
 from klinesync.factor.graph import FactorGraph
 from klinesync.market_data.store_healer import HealTimings, Sources, StoreHealer
+from klinesync.market_data.store_scrub import ScrubLimits, StoreScrub
 from klinesync.overlay.graph import OverlayGraph
 from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.pipelines.ingest_pipeline import PACK_AFTER_S, IngestPipeline
@@ -511,6 +512,53 @@ async def test_a_correction_beside_damaged_minutes_reaches_the_derived_candle_af
         assert not database.damage
         [first, _] = await database.read(lambda store: store.oldest(day, 3, since=-1))
         assert first.volume == 1439 + 3.0
+
+
+def remove_oldest_chunk(store: CandleStore) -> None:
+    """As a damaged file may lose it: nothing tells that it was there."""
+    store.tables.delete_chunks(1, 0, 1)
+
+
+def first_of_second_hour(series: SeriesId, store: CandleStore) -> list[Candle]:
+    return store.oldest(series, 1, since=3599)
+
+
+@pytest.mark.parametrize("codes", [["5m"], ["5m", "15m"], ["15m"]], ids=", ".join)
+async def test_no_derived_candle_is_computed_without_minutes_that_are_gone_without_a_trace(
+    tmp_path: Path, codes: list[str]
+) -> None:
+    targets = [Timeframe.parse(code) for code in codes]
+    derived = DerivedStep(BTC.timeframe, targets)
+    async with opened(tmp_path / "store.sqlite", derived) as (pipeline, database):
+        await pipeline.submit(BTC, [candle(minute) for minute in range(300)], "rest")
+        await database.write(remove_oldest_chunk)
+        revised = [candle(minute)._replace(volume=3.0) for minute in (61, 62)]
+        await pipeline.submit(BTC, revised, "rest")
+        for target in targets:
+            stored = await database.read(partial(first_of_second_hour, BTC.with_timeframe(target)))
+            assert [one.volume for one in stored] == [target.seconds / 60], "it stays as it was"
+        await pipeline.submit(BTC, [candle(minute) for minute in range(60, 75) if minute not in (61, 62)], "rest")
+        for target in targets:
+            stored = await database.read(partial(first_of_second_hour, BTC.with_timeframe(target)))
+            assert [one.volume for one in stored] == [target.seconds / 60 + 4.0]
+
+
+async def test_a_hole_is_declared_and_filled_though_the_writer_remembers_its_candles(tmp_path: Path) -> None:
+    hours = BTC.with_timeframe(Timeframe.parse("1h"))
+    derived = DerivedStep(BTC.timeframe, [hours.timeframe])
+    async with opened(tmp_path / "store.sqlite", derived) as (pipeline, database):
+        await pipeline.submit(BTC, [candle(minute) for minute in range(360)], "rest")
+        before = await database.read(lambda store: store.oldest(hours, 10, since=-1))
+        number = before[-1].time  # the first candles are gone, the newest one is there
+        await database.write(lambda store: store.tables.delete_candles(2, number))
+        await database.write(lambda store: store.tables.delete_chunks(2, 0, 1))
+        declared: list[SeriesId] = []
+        scrub = StoreScrub(database, limits=ScrubLimits(pause_s=0.0))
+        scrub.bind((declared.append,))
+        await scrub._read(hours)
+        assert declared == [hours]
+        await pipeline.refresh_series(BTC)
+        assert await database.read(lambda store: store.oldest(hours, 10, since=-1)) == before
 
 
 async def test_minutes_that_were_damaged_are_lost_not_empty_where_a_symbol_was_listed_anew_since(

@@ -285,7 +285,9 @@ class StoreScrub:
 
         def change(store: CandleStore) -> None:
             for span in undeclared:
-                times = [candle.time for candle in store.between(series, *span)]
+                # As they are stored: the writer remembers the newest candles, also those that are gone.
+                found = store.oldest(series, series.timeframe.count(*span), since=span.start - 1)
+                times = [candle.time for candle in found if candle.time < span.end]
                 missing = missing_spans(series.timeframe, *span, times)
                 holes.extend(without(missing, [gap.span for gap in store.gaps(series, span)]))
             if holes:

@@ -212,8 +212,10 @@ class DerivedStep:
 
     def expected(self, store: CandleStore, series: SeriesId, target: Timeframe, window: Span) -> list[Candle]:
         """The complete candles of `target` in `window`, from base candles alone; for `verify`."""
-        rows = self._fold(store.between(series, *window), target)
-        return complete(target, rows, gaps.unproven(store.gaps(series, window), store.span(series), window))
+        candles, ledger = store.between(series, *window), store.gaps(series, window)
+        missing = missing_spans(self.base, *window, [candle.time for candle in candles])
+        unproven = gaps.unproven(ledger, store.span(series), window)
+        return complete(target, self._fold(candles, target), joined([*unproven, *_undeclared(missing, ledger)]))
 
     def native(self, store: CandleStore, series: SeriesId, window: Span) -> list[Span]:
         """The buckets in `window`, on the grid of the derived `series`, that may have a native candle: incomplete or
@@ -280,11 +282,14 @@ class DerivedStep:
         # Where candles of the parent are damaged, the base gives them.
         damaged = store.damaged(series)
         readable = without([window], widened(target, damaged)) if damaged else [window]
+        missing: list[Span] = []
         try:
-            parts = [part for span in readable for part in self._parts(store, series, parent, span, ledger, fresh)]
+            parts = [
+                part for span in readable for part in self._parts(store, series, parent, span, ledger, fresh, missing)
+            ]
         except StoreDamaged as error:
             raise DoAgain(error.damage) from error
-        candles = complete(target, fold(target, parts), unproven)
+        candles = complete(target, fold(target, parts), joined([*unproven, *_undeclared(missing, ledger)]))
         derived = series.with_timeframe(target)
         stored = store.span(derived)
         applied = write_closed(store, derived, candles, Origin(SOURCE, at, series, computed=True))
@@ -308,12 +313,16 @@ class DerivedStep:
         window: Span,
         ledger: Sequence[Gap],
         fresh: Mapping[SeriesId, Sequence[Candle]] = MappingProxyType({}),
+        missing_of_base: list[Span] | None = None,
     ) -> list[Candle]:
         if timeframe == self.base:
-            return _between(store, series, window, fresh)
+            found = _between(store, series, window, fresh)
+            if missing_of_base is not None and len(found) < timeframe.count(*window):
+                missing_of_base += missing_spans(timeframe, *window, [candle.time for candle in found])
+            return found
         link, parent = series.with_timeframe(timeframe), parent_of(timeframe, self.base)
         if timeframe not in self.targets or link in self.redoing or clipped(store.damaged(link), window):
-            return fold(timeframe, self._parts(store, series, parent, window, ledger, fresh))
+            return fold(timeframe, self._parts(store, series, parent, window, ledger, fresh, missing_of_base))
         stored = _between(store, link, window, fresh)
         # A native candle of a bucket that is wholly empty in the base is no part of longer buckets.
         empty = _wholly_empty(ledger, timeframe)
@@ -323,7 +332,8 @@ class DerivedStep:
             return stored
         missing = without(missing_spans(timeframe, *window, [part.time for part in stored]), empty)
         for span in missing:
-            stored = [*stored, *fold(timeframe, self._parts(store, series, parent, span, ledger, fresh))]
+            parts = self._parts(store, series, parent, span, ledger, fresh, missing_of_base)
+            stored = [*stored, *fold(timeframe, parts)]
         return sorted(stored)
 
     def _fold(self, base: Sequence[Candle], target: Timeframe) -> list[Candle]:
@@ -371,6 +381,14 @@ def _between(
 def _with_lost_candles(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:
     """The buckets of `target` with a lost base candle, ascending and joined."""
     return widened(target, (gap.span for gap in ledger if gap.state is GapState.LOST))
+
+
+def _undeclared(missing: Sequence[Span], ledger: Sequence[Gap]) -> list[Span]:
+    """The missing spans of the base that are not confirmed empty. The ledger need not have them: stored candles may be
+    gone without a trace."""
+    if not missing:
+        return []
+    return without(missing, joined(gap.span for gap in ledger if gap.state is GapState.CONFIRMED_EMPTY))
 
 
 def _wholly_empty(ledger: Sequence[Gap], target: Timeframe) -> list[Span]:

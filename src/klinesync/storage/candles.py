@@ -494,7 +494,8 @@ class CandleStore:
         if not change or facts is None:
             return
         self.changes.append((series, change))
-        self._memory.put(series, facts._replace(has_gaps=True))
+        # Candles that the writer remembers may be gone from the store.
+        self._memory.put(series, facts._replace(has_gaps=True, tail=() if change.insert else facts.tail))
         number = facts.number
         self.tables.delete_gaps([(number, gap.start) for gap in change.delete])
         self.tables.add_gaps(
