@@ -49,6 +49,10 @@ def test_a_time_is_unix_seconds_a_datetime_or_iso_text(value: Time, seconds: int
         (True, "no time"),
         (float("nan"), "no time"),
         (float("inf"), "no time"),
+        (2e306, r"^2e\+306 is too far ahead; give seconds$"),
+        (10**400, "^10{39}… is too far ahead; give seconds$"),
+        pytest.param(10**5000, "^an integer of thousands of digits is too far ahead", id="huge"),
+        pytest.param(-(10**5000), "^an integer of thousands of digits lies before 1970", id="huge, negative"),
         (object(), "an? object is no time"),
     ],
 )

@@ -68,8 +68,19 @@ def _seconds(moment: datetime) -> int:
 
 def _checked(seconds: int, given: object) -> int:
     if seconds < 0:
-        raise BadTime(f"{given} lies before 1970")
+        raise BadTime(f"{_shown(given)} lies before 1970")
     if seconds >= MAX_SECONDS:
-        hint = "are these milliseconds? Unix seconds have ten digits"
-        raise BadTime(f"{given} is too far ahead; {hint}: {seconds // 1000}")
+        hint = "give seconds"
+        if seconds // 1000 < MAX_SECONDS:
+            hint = f"are these milliseconds? Unix seconds have ten digits: {seconds // 1000}"
+        raise BadTime(f"{_shown(given)} is too far ahead; {hint}")
     return seconds
+
+
+def _shown(given: object) -> str:
+    """The value for an error message. Python writes no integer of more than 4,300 digits."""
+    try:
+        text = str(given)
+    except ValueError:
+        return "an integer of thousands of digits"
+    return text if len(text) <= 40 else f"{text[:40]}…"
