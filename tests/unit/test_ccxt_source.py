@@ -101,7 +101,10 @@ class Fake:
 
 @asynccontextmanager
 async def source_of(
-    exchange: Fake, monotonic: Callable[[], float] | None = None, name: str = "fake"
+    exchange: Fake,
+    monotonic: Callable[[], float] | None = None,
+    name: str = "fake",
+    timings: CcxtTimings = AT_ONCE,
 ) -> AsyncIterator[CcxtExchange]:
     clock = monotonic or asyncio.get_running_loop().time
     thread = CcxtThread()
@@ -111,7 +114,7 @@ async def source_of(
         final_margin_s=MARGIN_S,
         monotonic=clock,
         rng=random.Random(1),
-        timings=AT_ONCE,
+        timings=timings,
     )
     try:
         yield source
@@ -182,6 +185,16 @@ async def test_a_page_far_ahead_of_an_old_clock_is_used_once_the_clock_has_follo
             found |= {one.time for one in page.candles}
     assert sorted(found) == [T0 + 60 * minute for minute in exchange.minutes]
     assert exchange.asked.count("time") == 2 + 4, "a single answer moves no clock that far"
+
+
+async def test_an_answer_from_a_moment_before_a_jump_does_not_stand_for_the_time_of_a_page_far_ahead() -> None:
+    exchange = Fake([0, 1], T0 + 65)
+    async with source_of(exchange, timings=replace(AT_ONCE, ask_time_every_s=0.3)) as source:
+        await source.now_ms("spot")
+        exchange.minutes = [0, *range(3000, 5000)]
+        exchange.now_s = T0 + 60 * 5000 + MARGIN_S
+        await anext(source.history(BTC, T0, Errand(Urgency.SWEEP)))
+        assert source.clocks["spot"].rest_ms == exchange.now_s * 1000
 
 
 async def test_the_date_and_the_rows_of_an_answer_move_a_clock_that_cannot_be_asked_by_days() -> None:

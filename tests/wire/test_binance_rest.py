@@ -623,6 +623,18 @@ async def test_a_page_far_ahead_of_an_old_clock_is_used_once_the_clock_has_follo
     assert rest.status()[series.market].errors == {}
 
 
+async def test_an_answer_from_a_moment_before_a_jump_does_not_stand_for_the_time_of_a_page_far_ahead() -> None:
+    """The time had been told less than `ask_time_every_s` ago, so it was not asked for, and the old clock counted."""
+    exchange = Exchange()
+    async with connected(exchange, ask_time_every_s=0.3) as (rest, clocks):
+        await rest.now_ms("spot")
+        exchange.rows = [row(minute) for minute in range(3000)]
+        exchange.now_ms = (START + 60 * 3000) * 1000 + 2000
+        first = await anext(rest.history(SERIES, START, Errand(Urgency.FILL)))
+        assert clocks["spot"].rest_ms == exchange.now_ms
+        assert first.candles == [candle(minute) for minute in range(998)]
+
+
 async def test_while_the_time_cannot_be_asked_a_page_a_few_hours_ahead_of_the_clock_is_used_and_no_later_one() -> None:
     exchange = Exchange()
     exchange.rows = [row(minute) for minute in range(3000)]

@@ -323,10 +323,12 @@ class BinanceRest:
         return page.estimate_ms is None or page.klines.times[-1] > page.estimate_ms
 
     async def _try_time(self, market: str, errand: Errand, *, agreed: bool = False) -> bool:
-        """Ask for the exchange's time; whether it was told. Without it two later rows alone prove. `agreed`: until the
-        clock has followed the answers, see `now_ms`."""
+        """Ask for the exchange's time; whether it was told. Without it two later rows alone prove. `agreed`: with an
+        answer from after this call, until the clock has followed the answers, see `now_ms`."""
         clock = self._clocks[market]
         try:
+            if agreed:  # an answer of a moment ago may be from before the clock jumped
+                await asyncio.sleep(max(0.0, self._timings.ask_time_every_s - clock.answer_age_s(self._monotonic())))
             if agreed or clock.estimate_ms(self._monotonic()) is None:
                 await self.now_ms(market)
             else:

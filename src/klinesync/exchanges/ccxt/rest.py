@@ -290,9 +290,12 @@ class CcxtRest:
         """The exchange's time at `asked_s`, when an answer was asked for; None when unknown. The exchange is asked for
         its time where the newest row (`newest_ms`, None without rows) opens much later than the estimate. Raises
         `UpstreamError`."""
-        known_ms = self.clocks[market].estimate_ms(asked_s)
+        clock = self.clocks[market]
+        known_ms = clock.estimate_ms(asked_s)
         if known_ms is None or newest_ms is None or newest_ms <= known_ms + MEASURE_AHEAD_MS:
             return known_ms
+        # An answer of a moment ago may be from before the clock jumped.
+        await asyncio.sleep(max(0.0, self.timings.ask_time_every_s - clock.answer_age_s(self.monotonic())))
         try:
             measured_ms = await self.now_ms(market)
         except UpstreamError as error:
