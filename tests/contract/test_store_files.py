@@ -19,8 +19,9 @@ from klinesync.core.errors import StoreError
 from klinesync.core.series_id import SeriesId
 from klinesync.storage.backup import backup
 from klinesync.storage.candles import CandleStore
-from klinesync.storage.lock import StoreLock, StoreLocked
+from klinesync.storage.lock import StoreLock, StoreLocked, lock_path
 from klinesync.storage.records import Origin
+from klinesync.storage.repair import repair
 from klinesync.storage.sqlite import SqliteDatabase
 from klinesync.storage.sqlite_file import StoreReplaced
 from klinesync.storage.sqlite_reader import SqliteReader, open_closed, open_reader
@@ -118,6 +119,21 @@ async def test_a_folder_or_a_text_file_in_place_of_the_store_is_told_in_words(tm
         with pytest.raises(StoreError, match=words):
             await SqliteDatabase(tmp_path / name).__aenter__()
     assert (tmp_path / "text").read_text() == "no store " * 100
+    assert {file.name for file in tmp_path.iterdir()} == {"folder", "text"}
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("text", [b"no store " * 100, bytes(range(256)) * 64])
+async def test_a_repair_changes_no_file_of_another_kind(text: bytes, locked: bool, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(text)
+    if locked:  # as by a start with a wrong name, of an earlier version
+        lock_path(path).write_text("{}")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="nothing of a store was found in"):
+            repair(path, 0)
+    assert path.read_bytes() == text
+    assert {file.name for file in tmp_path.iterdir()} == {"file", *(["file.lock"] if locked else [])}
 
 
 # --- removed or replaced while it is open

@@ -422,6 +422,10 @@ def test_a_part_of_a_derived_series_is_exported(tmp_path: Path, run: Run) -> Non
     ("arguments", "status", "why"),
     [
         (("binance:spot:ETH/USDT:1m", "--format=csv", "--output=x.csv"), 1, "the store has no candles of it"),
+        (("binance:spot:BTC/USDT:45m", "--format=csv", "--output=x.csv"), 1, "add 45m to the flag derived_timeframes"),
+        (("binance:spot:ETH/USDT:45m", "--format=csv", "--output=x.csv"), 1, "has no candles of it\n"),
+        (("binance:spot:BTC/USDT:4h", "--format=csv", "--output=x.csv"), 1, "a running service computes it from 1m"),
+        ((SERIES, "--format=csv", "--output=x.csv", "--from=2030-01-01"), 1, "only from 2024-05-01T00:00:00Z to"),
         ((SERIES, "--format=csv", "--output=no/where/x.csv"), 1, "cannot be written: No such file or directory"),
         ((SERIES, "--format=csv", "--output=x.csv", "--factors"), 1, "its factors have not been computed"),
         ((SERIES, "--format=feather", "--output=x.csv", "--factors", "--freqtrade"), 2, "use either --factors or"),

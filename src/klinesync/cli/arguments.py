@@ -34,7 +34,7 @@ def span_of(arguments: argparse.Namespace, default: Span) -> Span:
     start = default.start if arguments.from_ is None else arguments.from_
     end = default.end if arguments.to is None else arguments.to
     if start >= end:
-        raise WrongUse(f"--from {date_text(start)} is not before --to {date_text(end)}", f"klinesync {arguments.name}")
+        raise WrongUse(f"--from {date_text(start)} is not before --to {date_text(end)}")
     return Span(start, end)
 
 

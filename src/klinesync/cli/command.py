@@ -23,9 +23,9 @@ Flags = Literal["all"] | tuple[str, ...]
 
 
 class WrongUse(Rejected):
-    """The command line is wrong. `prog`: the command to see help of."""
+    """The command line is wrong. `prog`: the command to see help of; None, the default: the one that was named."""
 
-    def __init__(self, reason: str, prog: str = "klinesync") -> None:
+    def __init__(self, reason: str, prog: str | None = None) -> None:
         self.prog = prog
         super().__init__(reason)
 

@@ -33,6 +33,7 @@ from klinesync.market.parts_history import freqtrade_files, history_shelves
 from klinesync.market.settings import history_settings
 from klinesync.market_data.exchange_time import ExchangeTime
 from klinesync.market_data.series_scope import kept_from
+from klinesync.pipelines.derived_step import DerivedStep
 from klinesync.runtime.clock import SYSTEM_CLOCK
 from klinesync.runtime.flags import RuntimeFlags
 
@@ -99,7 +100,7 @@ async def _backfill_store(
         asyncio.TaskGroup() as group,
     ):
         shelves = _shelves(flags, registry) if files else []
-        await _check_listed(registry, series, needed=not shelves and flags.enable_ccxt_backfill)
+        await _check_listed(registry, series, derived, needed=not shelves and flags.enable_ccxt_backfill)
         service = HistoryService(
             HistoryPorts(
                 history=registry.history,
@@ -225,11 +226,13 @@ def _shelves(flags: RuntimeFlags, registry: ExchangeRegistry) -> list[Shelf]:
     return history_shelves(settings, freqtrade_files(settings), registry.symbol_id)
 
 
-async def _check_listed(registry: ExchangeRegistry, series: SeriesId, *, needed: bool) -> None:
+async def _check_listed(registry: ExchangeRegistry, series: SeriesId, derived: DerivedStep, *, needed: bool) -> None:
     """Raises `UnknownSeries` for a series that its exchange does not list; and `UpstreamError` when the exchange cannot
-    be asked and is the only source (`needed`)."""
+    be asked and is the only source (`needed`). `derived`: tells how to have the series computed instead."""
     try:
         await registry.known(series)
+    except UnknownSeries as error:
+        raise UnknownSeries(str(series), error.reason + derived.hint(series)) from None
     except UpstreamError:
         if needed:
             raise

@@ -119,7 +119,7 @@ async def _store(
     wanted = None if arguments.series_id is None else derived.base_of(arguments.series_id)
     if arguments.url is not None:
         if wanted is None:
-            raise WrongUse("--enrich with --url takes a series", "klinesync backfill")
+            raise WrongUse("--enrich with --url takes a series")
         async with service_client(arguments.url, flags.api_token) as service:
             yield [wanted], service.stored, service.put
         return

@@ -7,8 +7,10 @@ import json
 from typing import TYPE_CHECKING
 
 from klinesync.cli.arguments import span_of
+from klinesync.cli.history_store import stored_derived_step
 from klinesync.cli.progress import bar
 from klinesync.core.counted import counted
+from klinesync.core.errors import UnknownSeries
 from klinesync.core.printable import printable
 from klinesync.core.series_id import SeriesId
 from klinesync.history.files.exporting import EVER, export
@@ -27,7 +29,9 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     with SqliteReader(sqlite_path(flags)) as store, bar() as say:
         refuse_own_file(store.path, arguments.output)
         stored = store.read(lambda look: look.span(arguments.series_id))
-        begin, end = (0, 1) if stored is None else (max(stored.start, span.start), min(stored.end, span.end))
+        if stored is None:
+            raise _not_stored(store, flags, arguments.series_id)
+        begin, end = max(stored.start, span.start), min(stored.end, span.end)
 
         def show(upto: int, count: int) -> None:
             say(f"{arguments.series_id}: {counted(count, 'candle')}", (upto - begin) / max(end - begin, 1))
@@ -68,6 +72,18 @@ def export_series(flags: RuntimeFlags, arguments: argparse.Namespace) -> int:
     for text in () if how is None else how.examples:
         print(printable(f"    {text}"))
     return 0
+
+
+def _not_stored(store: SqliteReader, flags: RuntimeFlags, series: SeriesId) -> UnknownSeries:
+    """The error for a series without candles: how to have it computed, where the base is stored."""
+    derived = stored_derived_step(flags)
+    hint = derived.hint(series)
+    if derived.derives(series):
+        hint = f"; a running service computes it from {derived.base}"
+    base = series.with_timeframe(derived.base)
+    if store.read(lambda look: look.span(base)) is None:
+        hint = ""
+    return UnknownSeries(str(series), f"the store has no candles of it{hint}")
 
 
 def _factor_columns(flags: RuntimeFlags, series: SeriesId) -> FactorColumns:

@@ -75,11 +75,11 @@ def _status(argv: Sequence[str], output: Output) -> int:
             require_open_files()
         return command.run(arguments)
     except WrongUse as error:
-        return _wrong_use(error, error.prog)
+        return _wrong_use(error, error.prog or _prog(arguments))
     except BadFlag as error:
         # A bad value on the command line is wrong use; in the environment or a file it is a failure.
         if error.name in given_flags(arguments) or error.source == "command line":
-            return _wrong_use(error, f"klinesync {arguments.name}")
+            return _wrong_use(error, _prog(arguments))
         return _failed(error)
     except KlinesyncError as error:
         return _failed(error)
@@ -123,6 +123,11 @@ def _system_trouble(error: OSError | MemoryError | ImportError | RuntimeError) -
 def _failed(error: KlinesyncError) -> int:
     print(printable(f"klinesync: {error}"), file=sys.stderr)
     return 1
+
+
+def _prog(arguments: argparse.Namespace) -> str:
+    """The command to see help of: the one that was named, or the program."""
+    return f"klinesync {arguments.name}" if hasattr(arguments, "name") else "klinesync"
 
 
 def _wrong_use(error: KlinesyncError, prog: str) -> int:

@@ -161,7 +161,8 @@ def _print_audit(audit: SeriesAudit) -> None:
     for kind, count in audit.kinds.items():
         print(f"    DIFFERS: {count} {kind}")
     for difference in audit.shown:
-        print(printable(f"        {iso(difference.time)}: {difference.what}"))
+        when = f"{iso(difference.time)}: " if difference.time else ""  # 0: of all that is stored of the series
+        print(printable(f"        {when}{difference.what}"))
         for name, candle in (("stored", difference.stored), ("expected", difference.expected)):
             if candle is not None:
                 print(
@@ -178,7 +179,10 @@ def _ledger_sentence(ledger: LedgerAudit) -> str:
         case "none":
             return "not computed yet; the service will compute them"
         case "other_factors":
-            return "computed by other factors, overlays or parameters; not compared; the service will recompute them"
+            return (
+                "not compared: computed with other settings than the flags of this command, or by another version; run "
+                "verify with the flags of the service; a service with the flags of this command recomputes them"
+            )
         case "changing":
             return "rewound several times during the audit; not compared; run it again"
         case "lagging":

@@ -25,7 +25,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from klinesync.client.watch import watch  # needs rich and aiohttp's client, which the service does not need
 
     if arguments.full and not arguments.json:
-        raise WrongUse("--full belongs to --json; the board and the lines have no room for it", "klinesync watch")
+        raise WrongUse("--full belongs to --json; the board and the lines have no room for it")
     url = service_address(load_flags(given_flags(arguments)), arguments)
     return run(
         until_interrupted(watch(url, str(arguments.series_id), as_json_lines=arguments.json, full=arguments.full))

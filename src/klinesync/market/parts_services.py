@@ -95,6 +95,7 @@ def build_market_data(settings: ServiceSettings, parts: ServedParts) -> MarketDa
             history=history.backfill,
             events=writing.events,
             refusal=registry.timeframe_refusal,
+            hint=writing.derived.hint,
             monotonic=around.clock.monotonic_s,
         ),
         status=status,

@@ -15,6 +15,7 @@ from klinesync.ingest.followed import FollowSettings
 from klinesync.market.guard import Guard
 from klinesync.pipelines.submissions import QueueLimits
 from klinesync.runtime.flags import RuntimeFlags, proxies_of, whitelist
+from klinesync.runtime.looking import is_folder
 from klinesync.runtime.proxies import Proxies
 
 
@@ -185,10 +186,14 @@ def history_settings(flags: RuntimeFlags) -> HistorySettings:
         folder = flags.freqtrade_data_dir
         if folder is None:
             raise BadFlag("freqtrade_data_dir", "say where freqtrade keeps its data files")
+        _check_folder("freqtrade_data_dir", folder)
+    archive = flags.archive_url
+    if archive is not None and "://" not in archive:
+        _check_folder("archive_url", Path(archive))
     return HistorySettings(
         freqtrade_folder=folder,
         freqtrade_gap_most=flags.market_gap_backfill_freqtrade_limit,
-        archive=flags.archive_url,
+        archive=archive,
         proxies=proxies_of(flags),
         reads_exchanges=flags.enable_ccxt_backfill,
         heals=flags.enable_market_gap_backfill,
@@ -200,6 +205,12 @@ def history_settings(flags: RuntimeFlags) -> HistorySettings:
         retention_days=flags.retention_days,
         scrub_days=flags.store_scrub_days,
     )
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Raises `BadFlag` unless `folder`, the value of the flag `name`, is a folder: no candle would ever come of it."""
+    if not is_folder(folder):
+        raise BadFlag(name, f"there is no folder {folder}")
 
 
 def ingest_settings(flags: RuntimeFlags, listed: tuple[SeriesId, ...]) -> IngestSettings:

@@ -110,6 +110,7 @@ class ExplainService:
     history: has the needs.
     events: has the events.
     refusal: why the exchange has no candles of the timeframe of a base series, a sentence; None when it may have some.
+    hint: the end of that sentence: how to have a series computed; empty when that is impossible.
     monotonic: monotonic seconds.
     """
 
@@ -123,6 +124,7 @@ class ExplainService:
         history: HistoryService,
         events: SeriesEvents,
         refusal: Callable[[SeriesId], str | None],
+        hint: Callable[[SeriesId], str],
         monotonic: Callable[[], float],
     ) -> None:
         self._database = database
@@ -132,6 +134,7 @@ class ExplainService:
         self._history = history
         self._events = events
         self._refusal = refusal
+        self._hint = hint
         self._monotonic = monotonic
 
     async def explain(self, series: SeriesId) -> Explanation:
@@ -155,7 +158,7 @@ class ExplainService:
         if not stored.listed:
             raise UnknownSeries(
                 str(series),
-                refusal
+                (refusal and refusal + self._hint(series))
                 or "it is neither stored nor followed, and no cached list of symbols has it; read its candles once, so "
                 "that its exchange is asked",
             )

@@ -69,8 +69,8 @@ def disk_trouble(error: apsw.Error | OSError | ValueError, path: Path, system_er
         return f"disk full: make room on the disk that holds {path}"
     if isinstance(error, apsw.NotADBError):
         return (
-            f"{path} is no SQLite file, or its header is damaged: name another one with --database-url, or have "
-            "`klinesync verify --repair` copy what can be read"
+            f"{path} is no SQLite file, or its header is damaged: name another one with --database-url; if it "
+            "was a store, have `klinesync verify --repair` copy what can be read"
         )
     if isinstance(error, OSError) and error.errno in _TOO_MANY_FILES:
         return str(TooFewFiles())

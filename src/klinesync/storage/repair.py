@@ -27,7 +27,7 @@ from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore, as_gap
 from klinesync.storage.damage import OddValue
 from klinesync.storage.disk import UNREADABLE, disk_trouble, sync
-from klinesync.storage.lock import StoreLock, lock_path
+from klinesync.storage.lock import StoreLock
 from klinesync.storage.memory import integer, ledger_of
 from klinesync.storage.quarantine import MAX_QUARANTINED, Taken
 from klinesync.storage.records import Derivation, DerivationOrigin, Ledger, Origin
@@ -62,6 +62,16 @@ _QUARANTINE = "series_id, start_time, end_time, found_at, why, bytes, healing"
 Progress = Callable[[str], None]
 
 
+class _NoStore(StoreError):
+    """Nothing of a store was found in the file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"nothing of a store was found in {path}, and it was not changed; name another file with --database-url, "
+            "or move this one away, and the next start makes a new store"
+        )
+
+
 @dataclass(slots=True)
 class Repaired:
     """The result of a repair.
@@ -93,19 +103,23 @@ def repair(path: Path, at: int, progress: Progress = lambda _: None) -> Repaired
         raise StoreError(f"there is no store {path}; name another one with --database-url")
     refuse_foreign(path)
     refuse_foreign_log(path)
-    # Nobody but us makes either: what has neither, and no table of ours, is no store.
-    ours = page_checksums.is_checked(path) or lock_path(path).exists()
     lock = StoreLock(path, "verify --repair")
+    unlocked = not lock.path.exists()
     try:
         lock.acquire()
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.repair-", dir=real_path(path).parent) as folder:
             progress(f"{path}: copied, to be read")
             result, new = _copied(path, Path(folder), at, progress)
-            if not result.series and not ours:
-                raise StoreError(f"{path} is no store: nothing was found in it, and nothing was changed")
+            # Not the lock file: it is also made beside a file of another kind whose name was mistaken for a store's.
+            if not result.series and not page_checksums.is_checked(path):
+                raise _NoStore(path)
             if result.errors or result.lost or not page_checksums.is_checked(path):
                 result.aside = _put_in_place(path, new)
         return result
+    except (_NoStore, apsw.NotADBError) as error:
+        if unlocked:  # nobody else waits for it: whoever opens such a file without a lock file is refused
+            lock.path.unlink(missing_ok=True)
+        raise _NoStore(path) from error
     except (apsw.Error, OSError, *UNREADABLE) as error:
         raise StoreError(f"the store {path} cannot be repaired: {disk_trouble(error, path)}") from error
     finally:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,13 +15,13 @@ import apsw
 
 from klinesync.core.errors import StoreError
 from klinesync.runtime.log_events import Log
-from klinesync.runtime.looking import is_file
+from klinesync.runtime.looking import is_file, is_folder
 from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore
 from klinesync.storage.damage import Damage, DamageBoard, StoreDamaged
 from klinesync.storage.database import R
 from klinesync.storage.disk import UNREADABLE, bad_page, disk_trouble
-from klinesync.storage.lock import StoreLock, StoreLocked
+from klinesync.storage.lock import StoreLock, StoreLocked, lock_path
 from klinesync.storage.memory import Memory
 from klinesync.storage.sqlite_file import SqliteFile, StoreReplaced
 from klinesync.storage.sqlite_reader import look_into, open_closed, open_reader, refuse_irregular
@@ -121,6 +122,7 @@ class SqliteDatabase:
     def _open(self) -> None:
         refuse_foreign(self.path)
         refuse_irregular(self.path)
+        _refuse_other_kinds(self.path)
         try:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -331,14 +333,32 @@ def _cannot_read(path: Path, error: apsw.Error | OSError | ValueError, damage: D
 def refuse_foreign(path: Path) -> None:
     """Raises `ForeignFile` for another program's file, before a lock file is made beside it. What cannot be told now
     is told by whoever opens the file for writing."""
+    with suppress(apsw.Error, OSError, *UNREADABLE):
+        _check_owner_of(path)
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Raises `StoreError` for a folder, and for a file that is not SQLite's, before a lock file is made beside them. A
+    store with a damaged header has a lock file already, and is looked into."""
+    if lock_path(path).exists():
+        return
     try:
-        if not is_file(path) or not path.stat().st_size:
-            return
-        page_checksums.load()
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            check_owner(connection, path)
-        finally:
-            connection.close()
+        if is_folder(path):
+            raise IsADirectoryError
+        _check_owner_of(path)
+    except (IsADirectoryError, apsw.NotADBError) as error:
+        raise StoreError(f"the store {path} cannot be opened: {disk_trouble(error, path)}") from error
     except (apsw.Error, OSError, *UNREADABLE):
         return
+
+
+def _check_owner_of(path: Path) -> None:
+    """Raises `ForeignFile`, `apsw.Error`, `OSError`; nothing for a file that is missing or empty."""
+    if not is_file(path) or not path.stat().st_size:
+        return
+    page_checksums.load()
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        check_owner(connection, path)
+    finally:
+        connection.close()

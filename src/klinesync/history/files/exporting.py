@@ -106,7 +106,8 @@ def export(
     Returns the file. Raises `UnknownSeries`, `StoreError`, `ExportFailed` (also when the span has no candle), and
     `FactorsLag` when factors lag behind the candles.
     """
-    if store.read(lambda look: look.span(series)) is None:
+    stored = store.read(lambda look: look.span(series))
+    if stored is None:
         raise UnknownSeries(str(series), "the store has no candles of it")
     if str(output) == "-":
         raise ExportFailed("an export is put in place whole, and cannot go to standard output; name a file")
@@ -149,7 +150,8 @@ def export(
             if not len(written):
                 kept = "" if before is None else f"; {path} is left as it is"
                 raise ExportFailed(
-                    f"the store has no candles of {series} from {_iso(span.start)} to {_iso(span.end)}{kept}"
+                    f"the store has no candles of {series} from {_iso(span.start)} to {_iso(span.end)}, only from "
+                    f"{_iso(stored.start)} to {_iso(stored.end)}{kept}"
                 )
             if before is not None and not overwrite:
                 _check_not_poorer(path, schema, written if how is None else None)

@@ -132,8 +132,12 @@ class FactorColumns:
         series = self._series
         ledger = store.ledger.get(series)
         if ledger is None or not self._step.computed(ledger):
-            why = "have not been computed" if ledger is None else "were computed with other settings or versions"
-            raise FactorsLag(f"{series}: its factors {why}; the service does that, with the same flags")
+            raise FactorsLag(
+                f"{series}: its factors have not been computed; a running service computes them, with its flags"
+                if ledger is None
+                else f"{series}: its factors were computed with other settings than the flags of this command, or by "
+                "another version; give the flags of the service (indicators, factor_pivot_window_major …)"
+            )
         if ledger.factor_head is None or ledger.factor_head < candles[-1].time:
             raise FactorsLag(f"{series}: its factors lag behind its candles; the service brings them up to date")
         before = store.newest(series, 1, before=candles[0].time)
