@@ -19,7 +19,8 @@ and what is allowed.
 `{flag_values.MASK}` for a secret and for the password of an address.
 
 - Booleans: `on`/`off`, `true`/`false`, `1`/`0`. Lists: comma-separated. `database_url`: `sqlite:///` and an absolute
-  path. Endpoints have no path: the service appends its own.
+  path, whose first slash may be left out: `sqlite:///x.sqlite` is `/x.sqlite`, and no file of the working
+  directory. Endpoints have no path: the service appends its own.
 - `{flag_sources.ENV_FILE}` has lines `{flag_sources.ENV_PREFIX}PORT=8001`, also quoted or after `export`. A value
   counts as it is written: `$NAME` stands for itself. Lines of other programs are passed over.
 - What Kubernetes and Docker inject for a service called `klinesync` (`{flag_sources.ENV_PREFIX}PORT=tcp://…`,

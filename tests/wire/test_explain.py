@@ -107,7 +107,7 @@ async def test_no_exchange_is_asked_and_an_unknown_series_is_404(tmp_path: Path)
             state: Answer = await response.json()
         assert (state["rest_weight_used"], state["connections"]) == (0, [])
         status, refusal = await service.get("/api/market/explain", series_id="binance:spot:ETH/USDT:45m")
-        assert "add 45m to the flag derived_timeframes" in refusal["detail"]
+        assert "add 45m to the flag derived_timeframes" in str(refusal["detail"])
         # Once its list of symbols is kept, a listed series is known.
         status, _ = await service.get("/api/market/health", series_id=ETH)
         assert status == 200

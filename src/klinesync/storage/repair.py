@@ -104,7 +104,7 @@ def repair(path: Path, at: int, progress: Progress = lambda _: None) -> Repaired
     refuse_foreign(path)
     refuse_foreign_log(path)
     lock = StoreLock(path, "verify --repair")
-    unlocked = not lock.path.exists()
+    unlocked = not is_file(lock.path)
     try:
         lock.acquire()
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.repair-", dir=real_path(path).parent) as folder:

@@ -340,7 +340,7 @@ def refuse_foreign(path: Path) -> None:
 def _refuse_other_kinds(path: Path) -> None:
     """Raises `StoreError` for a folder, and for a file that is not SQLite's, before a lock file is made beside them. A
     store with a damaged header has a lock file already, and is looked into."""
-    if lock_path(path).exists():
+    if is_file(lock_path(path)):
         return
     try:
         if is_folder(path):
