@@ -328,7 +328,7 @@ async def test_an_exchange_that_wants_to_be_left_alone_is_left_alone(faulty: Sim
             asked = setup.source.client.requests
             assert 0 < setup.source.client.turns.refused_s <= 5
             for question in (setup.source.now_ms("spot"), read(setup.source, series, 0, errand=Errand(Urgency.READ))):
-                with pytest.raises(UpstreamError, match="left alone") as caught:
+                with pytest.raises(UpstreamError, match="in cooldown") as caught:
                     await question
                 assert caught.value.status == 429
                 assert caught.value.retry_after_s is not None

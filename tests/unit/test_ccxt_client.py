@@ -191,7 +191,7 @@ async def test_after_too_many_requests_users_are_told_and_the_others_wait() -> N
             await ccxt.rows(SERIES, 60, 10, Errand(Urgency.REPAIR))
         assert caught.value.status == 429
         assert caught.value.retry_after_s == pytest.approx(0.05)
-        with pytest.raises(UpstreamError, match="left alone") as caught:
+        with pytest.raises(UpstreamError, match="in cooldown") as caught:
             await ccxt.rows(SERIES, 60, 10, Errand(Urgency.READ))
         assert caught.value.retry_after_s == pytest.approx(0.05)
         assert len(exchange.asked) == 1

@@ -10,7 +10,7 @@ import pytest
 from klinesync.core.errors import UpstreamError
 from klinesync.exchanges.binance.rest_gate import RestGate
 from klinesync.exchanges.binance.timings import USUAL_REST, RestTimings
-from klinesync.exchanges.binance.weight import AT_ONCE, KEPT_FREE, MAX_WAITING, WeightBudget
+from klinesync.exchanges.binance.weight import MAX_IN_FLIGHT, MAX_WAITING, RESERVED, WeightBudget
 from klinesync.exchanges.exchange import Errand, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
 
@@ -56,11 +56,11 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_repair_overtakes_all_who_wait() -> None:
+async def test_a_repair_is_sent_before_all_queued_requests() -> None:
     host = Host()
-    tasks = [host.ask(f"deep {number}", Urgency.DEEP) for number in range(AT_ONCE + 2)]
+    tasks = [host.ask(f"deep {number}", Urgency.DEEP) for number in range(MAX_IN_FLIGHT + 2)]
     await settled()
-    assert len(host.begun) == AT_ONCE - KEPT_FREE
+    assert len(host.begun) == MAX_IN_FLIGHT - RESERVED
     tasks.append(host.ask("repair", Urgency.REPAIR))
     await settled()
     assert host.begun[-1] == "repair"
@@ -74,19 +74,19 @@ async def test_a_repair_overtakes_all_who_wait() -> None:
     assert host.gate.status.requests == len(tasks)
 
 
-async def test_a_request_that_is_cancelled_while_it_waits_or_just_when_its_turn_comes_leaves_no_trace() -> None:
+async def test_a_request_that_is_cancelled_in_the_queue_or_when_it_is_granted_releases_its_place() -> None:
     host = Host()
-    tasks = [host.ask(f"{number}", Urgency.REPAIR) for number in range(AT_ONCE + 2)]
+    tasks = [host.ask(f"{number}", Urgency.REPAIR) for number in range(MAX_IN_FLIGHT + 2)]
     await settled()
     host.end("0")  # the next request's turn comes just after its cancellation, before it learns of the cancellation
-    tasks[AT_ONCE].cancel()
+    tasks[MAX_IN_FLIGHT].cancel()
     await settled()
-    tasks[AT_ONCE + 1].cancel()
+    tasks[MAX_IN_FLIGHT + 1].cancel()
     await settled()
     assert host.gate.status.waiting[Urgency.REPAIR] == 0
     host.end(*"123")
-    await asyncio.gather(*tasks[:AT_ONCE])
-    assert [task.cancelled() for task in tasks] == [False] * AT_ONCE + [True] * 2
+    await asyncio.gather(*tasks[:MAX_IN_FLIGHT])
+    assert [task.cancelled() for task in tasks] == [False] * MAX_IN_FLIGHT + [True] * 2
     status = host.gate.status
     assert (status.under_way, status.used) == (0, status.requests)
     last = host.ask("last", Urgency.DEEP)
@@ -94,7 +94,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_or_just_when_its_turn_
     await last
 
 
-async def test_a_full_minute_is_waited_out_on_the_exchanges_clock() -> None:
+async def test_a_request_waits_for_the_next_minute_of_the_exchange_when_this_one_is_full() -> None:
     host = Host(limit=10)
     first = host.ask("first", Urgency.REPAIR, heavy=8)
     host.end("first")
@@ -108,7 +108,7 @@ async def test_a_full_minute_is_waited_out_on_the_exchanges_clock() -> None:
         await second
 
 
-async def test_after_429_nothing_is_sent_until_the_exchanges_clock_says_so_and_who_waits_goes_on_then() -> None:
+async def test_after_429_queued_requests_are_sent_when_the_cooldown_ends_by_the_exchanges_clock() -> None:
     host = Host()
     await host.answer(429, {"Retry-After": "30"})
     waiting = host.ask("waiting", Urgency.DEEP)
@@ -121,10 +121,10 @@ async def test_after_429_nothing_is_sent_until_the_exchanges_clock_says_so_and_w
         await waiting
 
 
-async def test_a_user_does_not_wait_for_a_blocked_host_and_is_told_how_long_it_is() -> None:
+async def test_a_read_fails_at_once_in_a_cooldown_and_its_error_has_the_remaining_time() -> None:
     host = Host()
     await host.answer(429, {"Retry-After": "30"})
-    with pytest.raises(UpstreamError, match="wants to be left alone for 30 s more") as caught:
+    with pytest.raises(UpstreamError, match="is in cooldown for 30 s more") as caught:
         await host.ask("read", Urgency.READ)
     assert (caught.value.status, caught.value.retry_after_s) == (429, 30.0)
 
@@ -133,17 +133,17 @@ async def test_a_user_does_not_wait_for_a_blocked_host_and_is_told_how_long_it_i
     ("headers", "blocked_s"),
     [({}, 60.0), ({"Retry-After": "soon"}, 60.0), ({"Retry-After": "120"}, 120.0), ({"Retry-After": "9" * 40}, 60.0)],
 )
-async def test_a_ban_lasts_as_long_as_the_exchange_says(headers: dict[str, str], blocked_s: float) -> None:
+async def test_a_ban_lasts_for_its_retry_after_or_the_default(headers: dict[str, str], blocked_s: float) -> None:
     host = Host()
     await host.answer(418, headers)
     assert host.gate.status.blocked_s == blocked_s
 
 
-async def test_a_long_ban_is_waited_for_by_nobody() -> None:
+async def test_no_request_waits_for_the_end_of_a_long_ban() -> None:
     host = Host()
-    tasks = [host.ask(f"{number}", Urgency.DEEP) for number in range(AT_ONCE)]
+    tasks = [host.ask(f"{number}", Urgency.DEEP) for number in range(MAX_IN_FLIGHT)]
     await settled()
-    assert len(host.begun) == AT_ONCE - KEPT_FREE
+    assert len(host.begun) == MAX_IN_FLIGHT - RESERVED
     await host.answer(418, {"Retry-After": "3600"})
     with pytest.raises(UpstreamError) as caught:
         await tasks[-1]
@@ -154,7 +154,7 @@ async def test_a_long_ban_is_waited_for_by_nobody() -> None:
     await asyncio.gather(*tasks[:-1])
 
 
-async def test_a_user_does_not_wait_longer_for_a_turn_than_a_user_does() -> None:
+async def test_a_read_fails_when_it_is_not_granted_within_the_patience_of_a_user() -> None:
     host = Host(limit=10, timings=RestTimings(read_patience_s=0.01))
     await host.answer(200, {"X-MBX-USED-WEIGHT-1M": "9"})
     with pytest.raises(UpstreamError, match="no room"):
@@ -162,7 +162,7 @@ async def test_a_user_does_not_wait_longer_for_a_turn_than_a_user_does() -> None
     assert host.gate.status.waiting[Urgency.READ] == 0
 
 
-async def test_a_full_line_refuses_the_less_urgent() -> None:
+async def test_a_full_queue_refuses_the_least_urgent_request() -> None:
     host = Host(limit=10, max_waiting=2)
     await host.answer(200, {"X-MBX-USED-WEIGHT-1M": "9"})
     first, second = (host.ask(name, Urgency.DEEP) for name in ("first", "second"))
@@ -179,13 +179,13 @@ async def test_a_full_line_refuses_the_less_urgent() -> None:
     assert host.begun == ["repair", "first"]
 
 
-def test_requests_that_are_collected_once_their_event_loop_is_gone_let_nobody_else_go() -> None:
-    """As a service that is killed in the simulation ends."""
+def test_collecting_requests_of_a_closed_event_loop_grants_no_other_request() -> None:
+    """A service that the simulation kills ends that way."""
     loop = asyncio.new_event_loop()
 
     async def begun() -> list[asyncio.Task[None]]:
         host = Host()
-        tasks = [host.ask(f"{number}", Urgency.REPAIR) for number in range(AT_ONCE + 2)]
+        tasks = [host.ask(f"{number}", Urgency.REPAIR) for number in range(MAX_IN_FLIGHT + 2)]
         await settled()
         return tasks
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klinesync.exchanges.binance import weight
-from klinesync.exchanges.binance.weight import AT_ONCE, KEPT_FREE, PART, WEIGHTS, Now, Turn, WeightBudget
+from klinesync.exchanges.binance.weight import MAX_IN_FLIGHT, PART, RESERVED, WEIGHTS, Now, Turn, WeightBudget
 from klinesync.exchanges.exchange import Errand, Urgency
 
 MINUTE_MS = 60_000
@@ -36,7 +36,7 @@ def go(budget: WeightBudget, urgency: Urgency, heavy: int, now: Now, used: int |
 
 
 @pytest.mark.parametrize("urgency", list(Urgency))
-def test_each_urgency_fills_its_part_of_our_share_and_no_more(urgency: Urgency) -> None:
+def test_requests_of_an_urgency_use_no_more_than_its_part_of_our_share(urgency: Urgency) -> None:
     budget = WeightBudget(1000, share=0.8)
     count = 0
     while go(budget, urgency, 10, at(1)):
@@ -46,7 +46,7 @@ def test_each_urgency_fills_its_part_of_our_share_and_no_more(urgency: Urgency) 
     assert go(budget, urgency, 10, at(60)), "a new minute"
 
 
-def test_the_more_urgent_may_fill_more() -> None:
+def test_more_urgent_requests_may_use_more_of_the_budget() -> None:
     assert list(PART) == sorted(PART) == list(Urgency)
     assert sorted(PART.values(), reverse=True) == list(PART.values())
     budget = WeightBudget(1000)
@@ -55,7 +55,7 @@ def test_the_more_urgent_may_fill_more() -> None:
     assert go(budget, Urgency.REPAIR, 10, at(1)), "a live repair finds room at once"
 
 
-def test_what_others_used_of_the_address_counts() -> None:
+def test_weight_used_by_other_processes_at_the_address_counts() -> None:
     budget = WeightBudget(1000)
     assert go(budget, Urgency.REPAIR, 2, at(1), used=799)
     assert go(budget, Urgency.REPAIR, 2, at(1)) is None
@@ -68,7 +68,7 @@ def test_an_unused_minute_has_room_for_any_request() -> None:
     assert go(budget, Urgency.REPAIR, 1, at(1)) is None
 
 
-def test_who_waits_is_served_by_urgency_then_in_order_of_coming_and_urgency_may_be_raised() -> None:
+def test_queued_requests_are_granted_by_urgency_then_in_order_of_arrival_and_urgency_may_be_raised() -> None:
     budget = WeightBudget(1000)
     errands = [Errand(urgency) for urgency in (Urgency.DEEP, Urgency.SWEEP, Urgency.FILL, Urgency.SWEEP, Urgency.DEEP)]
     turns = [budget.join(errand, 1, at(0)) for errand in errands]
@@ -80,16 +80,16 @@ def test_who_waits_is_served_by_urgency_then_in_order_of_coming_and_urgency_may_
     assert served == [4, 1, 3, 2, 0]
 
 
-def test_a_request_that_has_waited_for_long_is_sent_before_fresh_ones_that_leave_it_no_room() -> None:
+def test_a_starved_request_is_sent_before_newer_ones_of_higher_urgency() -> None:
     budget = WeightBudget(1000)
     deep = budget.join(Errand(Urgency.DEEP), 10, at(0))
     for minute in range(int(weight.STARVED_S) // 60):
         now = at(60 * minute + 1)
         assert go(budget, Urgency.REPAIR, 400, now)
-        assert budget.next(now) is None, "sweeps, live candles and reads go first, for a while"
+        assert budget.next(now) is None, "more urgent requests go first until it is starved"
     now = at(60 * (minute + 1) + 1)
     assert go(budget, Urgency.REPAIR, 400, now)
-    for _ in range(AT_ONCE):
+    for _ in range(MAX_IN_FLIGHT):
         assert budget.join(Errand(Urgency.FILL), 10, now)
     assert budget.join(Errand(Urgency.READ), 10, now)
     assert (read := budget.next(now)) is not None
@@ -97,34 +97,34 @@ def test_a_request_that_has_waited_for_long_is_sent_before_fresh_ones_that_leave
     assert budget.next(now) is deep
 
 
-def test_places_are_bounded_and_one_is_kept_for_what_somebody_waits_for() -> None:
+def test_requests_in_flight_are_bounded_and_a_place_is_reserved_for_repairs_and_reads() -> None:
     budget = WeightBudget(1000)
-    for urgency in [*[Urgency.DEEP] * AT_ONCE, *[Urgency.REPAIR] * AT_ONCE]:
+    for urgency in [*[Urgency.DEEP] * MAX_IN_FLIGHT, *[Urgency.REPAIR] * MAX_IN_FLIGHT]:
         budget.join(Errand(urgency), 1, at(0))
     deep = WeightBudget(1000)
-    for _ in range(AT_ONCE):
+    for _ in range(MAX_IN_FLIGHT):
         deep.join(Errand(Urgency.DEEP), 1, at(0))
-    assert sum(budget.next(at(1)) is not None for _ in range(9)) == AT_ONCE
-    assert sum(deep.next(at(1)) is not None for _ in range(9)) == AT_ONCE - KEPT_FREE
+    assert sum(budget.next(at(1)) is not None for _ in range(9)) == MAX_IN_FLIGHT
+    assert sum(deep.next(at(1)) is not None for _ in range(9)) == MAX_IN_FLIGHT - RESERVED
     deep.join(Errand(Urgency.READ), 1, at(0))
     first = deep.next(at(1))
     assert first is not None
     assert first.errand.urgency is Urgency.READ
 
 
-def test_a_small_request_within_another_takes_weight_but_no_place() -> None:
+def test_a_nested_request_uses_weight_but_no_place() -> None:
     budget = WeightBudget(1000)
-    for _ in range(AT_ONCE):
+    for _ in range(MAX_IN_FLIGHT):
         budget.join(Errand(Urgency.REPAIR), 2, at(0))
     turn = budget.next(at(1))
     assert turn is not None
-    for _ in range(AT_ONCE):
-        budget.at_once(turn.errand, 1, at(1))
+    for _ in range(MAX_IN_FLIGHT):
+        budget.admit_nested(turn.errand, 1, at(1))
     assert budget.next(at(1)) is not None
-    assert budget.used(at(1)) == 2 + AT_ONCE + 2
+    assert budget.used(at(1)) == 2 + MAX_IN_FLIGHT + 2
 
 
-def test_a_request_that_was_cancelled_before_it_was_sent_weighs_nothing_and_one_sent_weighs_until_it_is_told() -> None:
+def test_a_request_cancelled_before_it_was_sent_frees_its_weight_and_a_sent_one_counts_until_it_is_reported() -> None:
     budget = WeightBudget(1000)
     budget.join(Errand(Urgency.READ), 20, at(0))
     turn = budget.next(at(1))
@@ -139,20 +139,20 @@ def test_a_request_that_was_cancelled_before_it_was_sent_weighs_nothing_and_one_
     budget.over(turn, at(1))
     assert budget.used(at(1)) == 20, "the exchange may have counted it"
     go(budget, Urgency.READ, 2, at(2), used=22)
-    assert budget.used(at(2)) == 22, "and has"
+    assert budget.used(at(2)) == 22, "the reported weight includes it"
 
 
-def test_the_minute_is_over_when_the_exchange_counts_anew_whatever_our_estimate_of_its_clock() -> None:
+def test_the_minute_ends_when_the_exchange_resets_its_count_whatever_our_estimate_of_its_clock() -> None:
     budget = WeightBudget(1000)
     assert go(budget, Urgency.REPAIR, 2, at(58), used=790)
     assert go(budget, Urgency.REPAIR, 2, at(59), used=2)
     assert budget.used(at(59)) == 2
     assert go(budget, Urgency.REPAIR, 2, at(59.5), used=300)
-    assert budget.used(at(60)) == 300, "our clock gets there later: nothing is forgotten"
+    assert budget.used(at(60)) == 300, "our clock reaches that minute later: the count stays"
     assert budget.used(at(120)) == 0
 
 
-def test_an_answer_about_the_minute_before_does_not_fill_the_new_one() -> None:
+def test_a_late_answer_of_the_previous_minute_does_not_count_in_the_new_one() -> None:
     budget = WeightBudget(1000)
     assert go(budget, Urgency.REPAIR, 2, at(58), used=790)
     budget.join(Errand(Urgency.REPAIR), 2, at(0))
@@ -165,7 +165,7 @@ def test_an_answer_about_the_minute_before_does_not_fill_the_new_one() -> None:
     assert budget.used(at(60.2)) == 4
 
 
-def test_before_anything_is_known_of_the_exchanges_clock_minutes_are_ours() -> None:
+def test_minutes_are_those_of_our_clock_while_the_exchanges_time_is_unknown() -> None:
     budget = WeightBudget(1000)
     while go(budget, Urgency.REPAIR, 100, Now(None, 30.0)):
         pass
@@ -177,9 +177,7 @@ def test_before_anything_is_known_of_the_exchanges_clock_minutes_are_ours() -> N
 @pytest.mark.parametrize(
     ("exchange_s", "our_s", "free"), [(29.0, 29.0, False), (30.0, 1.0, True), (1.0, 30.0, True), (None, 30.0, True)]
 )
-def test_a_blocked_host_is_free_when_either_clock_has_passed(
-    exchange_s: float | None, our_s: float, free: bool
-) -> None:
+def test_a_cooldown_ends_by_either_clock(exchange_s: float | None, our_s: float, free: bool) -> None:
     budget = WeightBudget(1000)
     budget.block(30.0, Now(T0_MS, 1000.0))
     budget.join(Errand(Urgency.REPAIR), 1, at(0))
@@ -189,7 +187,7 @@ def test_a_blocked_host_is_free_when_either_clock_has_passed(
     assert (budget.next(now) is not None) is free
 
 
-def test_a_shorter_wish_does_not_undo_a_longer_one_and_none_is_longer_than_a_ban_can_be() -> None:
+def test_a_shorter_cooldown_does_not_replace_a_longer_one_and_none_is_longer_than_the_longest_ban() -> None:
     budget = WeightBudget(1000)
     budget.block(120.0, at(0))
     budget.block(5.0, at(1))
@@ -198,28 +196,28 @@ def test_a_shorter_wish_does_not_undo_a_longer_one_and_none_is_longer_than_a_ban
     assert budget.blocked_s(at(1)) == weight.LONGEST_RETRY_AFTER_S
 
 
-def test_who_will_not_wait_for_a_blocked_host_leaves_the_line() -> None:
+def test_requests_that_do_not_wait_for_the_end_of_a_cooldown_are_dropped() -> None:
     budget = WeightBudget(1000)
     read, deep = budget.join(Errand(Urgency.READ), 1, at(0)), budget.join(Errand(Urgency.DEEP), 1, at(0))
     budget.block(60.0, at(0))
     longest = dict.fromkeys(Urgency, 120.0) | {Urgency.READ: 10.0}
-    assert budget.unwilling(longest, at(0)) == [read]
-    assert budget.unwilling(longest, at(0)) == []
+    assert budget.drop_blocked(longest, at(0)) == [read]
+    assert budget.drop_blocked(longest, at(0)) == []
     assert budget.next(at(60)) is deep
 
 
-def test_a_full_line_gives_up_the_least_urgent_that_came_last() -> None:
+def test_a_full_queue_drops_the_newest_of_its_least_urgent_requests() -> None:
     budget = WeightBudget(1000, max_waiting=3)
     turns = [budget.join(Errand(urgency), 1, at(0)) for urgency in (Urgency.DEEP, Urgency.DEEP, Urgency.READ)]
     assert budget.join(Errand(Urgency.DEEP), 1, at(0)) is None
-    assert budget.crowded_out() is None
+    assert budget.evict() is None
     assert budget.join(Errand(Urgency.REPAIR), 1, at(0)) is not None
-    assert budget.crowded_out() is turns[1]
-    assert budget.crowded_out() is None
+    assert budget.evict() is turns[1]
+    assert budget.evict() is None
     assert sum(budget.status(at(1)).waiting.values()) == 3
 
 
-def test_the_status_says_how_it_stands() -> None:
+def test_the_status_shows_used_weight_queue_and_cooldown() -> None:
     budget = WeightBudget(2400, share=0.5)
     assert go(budget, Urgency.READ, 5, at(1), used=70)
     budget.join(Errand(Urgency.DEEP), 1, at(0))
@@ -243,7 +241,7 @@ def test_the_status_says_how_it_stands() -> None:
         ("futures", 1500, 10),
     ],
 )
-def test_pages_weigh_what_the_exchange_says(market: str, limit: int, heavy: int) -> None:
+def test_pages_have_the_weights_that_the_exchange_documents(market: str, limit: int, heavy: int) -> None:
     assert WEIGHTS[market].page(limit) == heavy
 
 
@@ -259,7 +257,7 @@ def test_pages_weigh_what_the_exchange_says(market: str, limit: int, heavy: int)
         ("futures", 1, 7, 7),
     ],
 )
-def test_a_short_span_is_asked_for_in_a_light_page(market: str, expected: int | None, best: int, size: int) -> None:
+def test_a_short_span_is_requested_in_a_light_page(market: str, expected: int | None, best: int, size: int) -> None:
     assert WEIGHTS[market].page_size(expected, best) == size
 
 
@@ -284,7 +282,7 @@ class CountingExchange:
     others=st.integers(0, 30),
     losses=st.sampled_from([0.0, 0.2]),
 )
-def test_the_exchanges_count_stays_below_our_share_whatever_comes_late_or_never(
+def test_the_exchanges_count_stays_below_our_share_though_answers_come_late_or_never(
     seed: int, behind_ms: int, speed: float, others: int, losses: float
 ) -> None:
     """Requests of several weights at any pace, answers late, out of order or lost, other processes at the same address,
@@ -308,15 +306,15 @@ def test_the_exchanges_count_stays_below_our_share_whatever_comes_late_or_never(
             lost = rng.random() < losses
             used = exchange.charge(turn.weight, true_ms) if not lost or rng.random() < 0.5 else None
             # Other processes may exceed our share; we add only weight that we could not know of.
-            assert exchange.used <= 800 + AT_ONCE * (heaviest + others)
+            assert exchange.used <= 800 + MAX_IN_FLIGHT * (heaviest + others)
             under_way.append((turn, None if lost else used))
-        if under_way and (rng.random() < 0.6 or len(under_way) == AT_ONCE):
+        if under_way and (rng.random() < 0.6 or len(under_way) == MAX_IN_FLIGHT):
             turn, used = under_way.pop(rng.randrange(len(under_way)))
             if used is not None:
                 budget.answered(turn, used, now)
             budget.over(turn, now)
-        assert len(under_way) <= AT_ONCE
+        assert len(under_way) <= MAX_IN_FLIGHT
     for turn, _ in under_way:
         budget.over(turn, now)
     later = Now(true_ms + 2 * MINUTE_MS, ours_s + 120)
-    assert budget.used(later) == 0, "nothing is owed for ever"
+    assert budget.used(later) == 0, "unanswered weight is dropped after its minute"

@@ -810,7 +810,7 @@ async def test_a_listing_that_cannot_be_asked_for_proves_nothing_and_hinders_not
     exchange.info = forbidden  # type: ignore[method-assign]
     async with connected(exchange) as (rest, _):
         assert [page.empty for page in await pages(rest, FUTURES)] == [[]]
-    assert "since when it is listed cannot be asked" in caplog.text
+    assert "the listing date cannot be requested" in caplog.text
 
 
 @pytest.mark.parametrize(

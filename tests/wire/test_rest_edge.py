@@ -15,7 +15,7 @@ from klinesync.core.series_id import SeriesId
 from klinesync.core.spans import Span
 from klinesync.exchanges.binance.requests import market_routes
 from klinesync.exchanges.binance.rest import BinanceRest
-from klinesync.exchanges.binance.weight import AT_ONCE
+from klinesync.exchanges.binance.weight import MAX_IN_FLIGHT
 from klinesync.exchanges.exchange import Errand, HistoryPage, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import HttpClient
@@ -88,7 +88,7 @@ async def test_a_user_is_told_of_a_ban_at_once() -> None:
         with pytest.raises(UpstreamError) as caught:
             await edge.rest.tickers("spot")
         assert caught.value.status == 429
-        with pytest.raises(UpstreamError, match="left alone"):
+        with pytest.raises(UpstreamError, match="in cooldown"):
             await edge.rest.tickers("spot")
         assert edge.exchange.faults.seen() == {"rate_limit": 1}, "nothing was sent"
         assert await edge.rest.tickers("futures"), "another host"
@@ -124,7 +124,7 @@ async def test_the_weight_of_a_minute_stays_below_our_share_and_a_repair_goes_fi
         watching.cancel()
         await asyncio.wait([watching])
         assert edge.rest.status()["spot"].errors == {}
-        assert 0 < most <= limit + 2 * AT_ONCE
+        assert 0 < most <= limit + 2 * MAX_IN_FLIGHT
 
 
 async def test_a_futures_symbol_that_was_listed_again_has_nothing_before_by_the_exchanges_own_word() -> None:

@@ -1,7 +1,7 @@
-"""What Binance's REST answers, decoded. Pure.
+"""Decoders of Binance's REST answers. Pure.
 
-Every decoder takes any bytes at all, and raises `BadAnswer` and nothing else. Lists are decoded item by item: an item
-that cannot be read is left out and counted, and the others are used.
+Every decoder accepts any bytes and raises only `BadAnswer`. Lists are decoded item by item: an item that cannot be read
+is left out and counted, and the others are used.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Row = tuple[
 # Number of columns that a row must have, and the columns of its order flow.
 _COLUMNS = 6
 _FLOW_COLUMNS = slice(7, 11)
-# A delivery date from here on (2100-01-01, in ms) is the exchange's way to say that a contract is never delivered.
+# A delivery date from 2100-01-01 (in ms) on marks a contract that is never delivered.
 _NEVER_DELIVERED_MS = 4_102_444_800_000
-# Of an item that is left out at most so much is told.
-_MOST_TOLD_CHARS = 200
+# Most characters of an item that an error quotes.
+_MOST_QUOTED_CHARS = 200
 
 
 class BadAnswer(ValueError):
@@ -42,24 +42,27 @@ class BadAnswer(ValueError):
 
 @dataclass(slots=True)
 class LeftOut:
-    """Items of an answer that were left out: how many, and what was wrong with the first one."""
+    """The number of items of an answer that were left out, and what was wrong with the first one."""
 
     count: int = 0
     first: str = ""
 
     def add(self, reason: str) -> None:
-        """One more."""
+        """Count one more item."""
         self.count += 1
-        self.first = self.first or reason[:_MOST_TOLD_CHARS]
+        self.first = self.first or reason[:_MOST_QUOTED_CHARS]
 
 
 @dataclass(frozen=True, slots=True)
 class Klines:
-    """The rows of one answer to klines, as they came.
+    """The rows of one answer to klines, in the order of the answer.
 
-    rows: those that can be read. times: the open times (ms) of all rows that have one, also of rows that cannot be
-    read: something is there. count: how many rows the answer has. blind: whether a row has no open time; then nothing
-    is known of the time between its neighbours. flow_left_out: rows whose order flow cannot be read; they are rows.
+    rows: the readable rows.
+    times: open times, in ms, of all rows that have one, also of unreadable ones: such a time is not empty.
+    count: number of rows of the answer.
+    blind: whether a row has no open time; then the answer proves no open time empty.
+    left_out: unreadable rows.
+    flow_left_out: readable rows whose order flow cannot be read.
     """
 
     rows: list[Row]
@@ -134,7 +137,7 @@ _whole_number_or_null: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(d
 
 
 def decoded(decoder: msgspec.json.Decoder[Item], data: bytes | str | msgspec.Raw) -> Item:
-    """What `decoder` makes of any data. Raises `BadAnswer`."""
+    """Decode any data. Raises `BadAnswer`."""
     try:
         return decoding.decoded(decoder, data)
     except decoding.Undecodable as error:
@@ -147,16 +150,16 @@ def decode_time(body: bytes) -> int:
 
 
 def decode_problem(body: bytes) -> str:
-    """What an error's body says, as a part of a sentence, whatever it is."""
+    """The code and message of an error's body, or the body itself where it has none, as a part of a sentence."""
     try:
         problem = decoded(_problem, body)
     except BadAnswer:
-        return repr(body[:_MOST_TOLD_CHARS])
-    return f"{problem.code} {problem.msg[:_MOST_TOLD_CHARS]}"
+        return repr(body[:_MOST_QUOTED_CHARS])
+    return f"{problem.code} {problem.msg[:_MOST_QUOTED_CHARS]}"
 
 
 def decode_klines(body: bytes) -> Klines:
-    """The rows of klines. Raises `BadAnswer` when the answer is no list."""
+    """The rows of klines. Raises `BadAnswer` when the answer is not a list."""
     try:
         rows: list[Row] = [
             (time_ms, open_, high, low, close, volume, quote, trades, taker, taker_quote)
@@ -170,7 +173,7 @@ def decode_klines(body: bytes) -> Klines:
 
 
 def _klines(items: list[msgspec.Raw]) -> Klines:
-    """Rows with more columns, or with odd values where none is needed, are read all the same."""
+    """Read row by row: also rows with more columns, or with odd values in columns that are not used."""
     rows: list[Row] = []
     times: list[int] = []
     left_out, flow_left_out = LeftOut(), LeftOut()
@@ -204,7 +207,7 @@ def _row(item: msgspec.Raw) -> tuple[int, list[msgspec.Raw], list[msgspec.Raw]]:
 def _read_flow(
     time_ms: int, texts: list[msgspec.Raw], left_out: LeftOut
 ) -> tuple[float | None, int | None, float | None, float | None]:
-    """The order flow of a row; without any where it cannot be read, or where the row has fewer columns."""
+    """The order flow of a row; `NO_FLOW` where it cannot be read, or where the row has fewer columns."""
     if len(texts) < len(NO_FLOW):
         return NO_FLOW
     quote, trades, taker, taker_quote = texts
@@ -221,19 +224,19 @@ def _read_flow(
 
 
 def decode_tickers(body: bytes) -> tuple[list[Ticker], LeftOut]:
-    """The tickers of 24 hours, those with numbers that are no numbers left out. Raises `BadAnswer`."""
+    """The tickers of the last 24 hours; those with numbers that are not finite are left out. Raises `BadAnswer`."""
     tickers: list[Ticker] = []
     left_out = LeftOut()
     for item in decoded(_raw_list, body):
         try:
             one = decoded(_ticker, item)
         except BadAnswer as error:
-            left_out.add(f"{_told(item)}: {error}")
+            left_out.add(f"{_quoted(item)}: {error}")
             continue
         if isfinite(one.lastPrice) and isfinite(one.quoteVolume) and isfinite(one.priceChangePercent):
             tickers.append(Ticker(one.symbol, one.lastPrice, one.quoteVolume, one.priceChangePercent))
         else:
-            left_out.add(f"{_told(item)}: a number that is not finite")
+            left_out.add(f"{_quoted(item)}: a number that is not finite")
     return tickers, left_out
 
 
@@ -247,7 +250,7 @@ def decode_listings(market: str, body: bytes) -> tuple[list[Listing], LeftOut]:
             listing = read(item)
             _check_name(market, listing)
         except BadAnswer as error:
-            left_out.add(f"{_told(item)}: {error}")
+            left_out.add(f"{_quoted(item)}: {error}")
         else:
             listings.append(listing)
     return listings, left_out
@@ -274,8 +277,8 @@ def _contract_listing(item: msgspec.Raw) -> Listing:
 
 
 def _is_perpetual(contract: _Contract) -> bool:
-    """By its type; where that says nothing (a contract that is suspended has none, and types may come that we do not
-    know) by its pair and its delivery date."""
+    """Whether a contract is perpetual: by its type; without a type (a suspended contract), by its pair; with an unknown
+    type, by its delivery date."""
     if "PERPETUAL" in contract.contractType:
         return True
     if not contract.contractType and contract.symbol == (contract.pair or contract.baseAsset + contract.quoteAsset):
@@ -302,5 +305,5 @@ def _check_name(market: str, listing: Listing) -> None:
         raise BadAnswer(f"no series id can name {listing.symbol}")
 
 
-def _told(item: msgspec.Raw) -> str:
+def _quoted(item: msgspec.Raw) -> str:
     return repr(bytes(item)[:80])

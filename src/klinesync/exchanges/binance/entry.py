@@ -22,14 +22,14 @@ from klinesync.runtime.proxies import Proxies
 class BinanceEntry:
     """Makes `binance`.
 
-    routes: where the REST of each market lives.
-    ws_urls: where the streams of each market live, without path.
-    share: how much of an address' request weight is used at most.
-    streams_most: streams of one connection.
+    routes: the REST address of each market.
+    ws_urls: the address of the streams of each market, without path.
+    share: largest share of an address's weight limit that the service uses.
+    streams_most: most streams of one connection.
     http: makes the client of all requests; by default an `HttpClient` with `proxies`.
     proxies: the proxies of all requests; by default none.
     streams, rest: timings of stream connections and of requests.
-    weights: what each market allows, and what its requests weigh.
+    weights: weight limit of each market, and the weights of its requests.
     """
 
     names = frozenset({EXCHANGE})

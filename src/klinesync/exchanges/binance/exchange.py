@@ -33,15 +33,15 @@ from klinesync.runtime.http_client import Http
 class BinanceExchange(Exchange):
     """Spot and USD-M futures.
 
-    http: carries streams, and is closed with the exchange.
-    rest: answers everything else.
-    ws_urls: by market, without path.
+    http: the HTTP client of streams; closed with the exchange.
+    rest: the REST client of both markets.
+    ws_urls: the address of the streams of each market, without path.
     rng: jitter.
-    clocks: what is known of the time, by market; `rest` teaches the same clocks.
-    streams_most: streams of one connection.
+    clocks: the exchange's time by market; `rest` sets the same clocks.
+    streams_most: most streams of one connection.
     bulkheads: contain defects.
-    monotonic: our clock.
-    timings: of stream connections.
+    monotonic: our clock, in seconds.
+    timings: waits and intervals of stream connections.
     """
 
     name = EXCHANGE
@@ -117,7 +117,7 @@ class BinanceExchange(Exchange):
         return self._rest.history(series, start, errand, end)
 
     async def now_ms(self, market: str) -> int:
-        """The exchange's time. Raises `UpstreamError`."""
+        """The exchange's time, requested now, in UTC ms. Raises `UpstreamError`."""
         return await self._rest.now_ms(market)
 
     def contact(self, market: str) -> RestContact:
@@ -125,7 +125,7 @@ class BinanceExchange(Exchange):
         return self._rest.contact(market)
 
     async def refusal(self, series: SeriesId) -> str | None:
-        """Why the series cannot be had; None when the exchange lists its symbol. Raises `UpstreamError`."""
+        """Why the series is not available; None when the exchange lists its symbol. Raises `UpstreamError`."""
         return await self._rest.refusal(series)
 
     def left_out(self) -> Mapping[tuple[str, str], int]:
@@ -133,14 +133,14 @@ class BinanceExchange(Exchange):
         return self._rest.left_out
 
     async def symbol_id(self, series: SeriesId) -> str | None:
-        """The exchange's name of the series' symbol; None when it is not listed. Raises `UpstreamError`."""
+        """The exchange's symbol of the series; None when it is not listed. Raises `UpstreamError`."""
         try:
             return await self._rest.symbol_id(series)
         except NotListed:
             return None
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        """What that market lists, by our symbol. Raises `UpstreamError`."""
+        """The listed symbols of that market by our name. Raises `UpstreamError`."""
         return await self._rest.listings(market, max_age_s)
 
     async def tickers(self, market: str) -> Sequence[Ticker]:

@@ -1,4 +1,4 @@
-"""Frames of Binance's streams: what each says. Pure: any text makes a value or `BadFrame`, `BadCandle`."""
+"""Decodes frames of Binance's streams. Pure: any text makes a value, or raises `BadFrame` or `BadCandle`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from klinesync.core.series_id import SeriesId
 from klinesync.exchanges.binance.decode import BadAnswer, decoded
 from klinesync.exchanges.exchange import KlineEvent
 
-# A kline frame has some 400 bytes. A larger one than this is quarantined.
+# Longest frame in characters; a longer one is quarantined. A kline frame has some 400.
 MAX_FRAME_CHARS = 64 << 10
-# Of the exchange's own words in an error, so many characters are told.
+# Most characters of the exchange's own error message that are quoted.
 MAX_MSG_CHARS = 200
-# So much before its candle's end a frame that says final may be stamped: an exchange's machines differ by some ms.
+# Longest time, in ms, before the end of its candle at which a frame may call the candle final: the clocks of an
+# exchange's machines differ by some ms.
 CLOSED_EARLY_MS = 1000
 SHUTDOWN = "serverShutdown"
 
@@ -76,12 +77,16 @@ _prices_event = msgspec.json.Decoder(_PricesEvent, strict=False)
 
 
 class BadFrame(ValueError):
-    """A frame that is not what the protocol says. The connection lives on."""
+    """A frame that breaks the protocol. The connection goes on."""
 
 
 class Stream(NamedTuple):
-    """What a stream must carry: the exchange's symbol, and the series that it stands for. `others`: further series that
-    are subscribed under the same name; each gets every candle."""
+    """A subscribed stream.
+
+    symbol_id: the exchange's symbol, which each frame must have.
+    series: the series of its candles.
+    others: further series that use the same stream; each gets every candle.
+    """
 
     symbol_id: str
     series: SeriesId
@@ -90,7 +95,7 @@ class Stream(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to request `id`: what went wrong, or None."""
+    """The answer to request `id`; `error` is None when the request succeeded."""
 
     id: int | None
     error: str | None
@@ -98,12 +103,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """The exchange will end this socket soon."""
+    """The exchange announces that it ends this socket soon."""
 
 
 def parse_frame(text: str | bytes, streams: Mapping[str, Stream]) -> KlineEvent | Answer | Shutdown | None:
-    """What a frame says; None for a stream that is not followed (any more). Order flow that is invalid is left out of
-    the candle, and `flow_fault` of the event says why. Raises `BadFrame`, `BadCandle`."""
+    """Decode a frame; None for a stream that is not (or no longer) followed. Invalid order flow is left out of the
+    candle, and `flow_fault` of the event says why. Raises `BadFrame`, `BadCandle`."""
     if len(text) > MAX_FRAME_CHARS:
         raise BadFrame(f"it has {len(text)} characters")
     try:

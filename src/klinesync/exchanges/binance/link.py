@@ -14,7 +14,8 @@ from klinesync.exchanges.binance.frames import Answer
 from klinesync.runtime.exchange_clock import ExchangeClock
 from klinesync.runtime.http_client import WebSocket
 
-# Names in one SUBSCRIBE, and the pace of messages: spot closes a connection that sends more than 5 a second.
+# Most stream names in one SUBSCRIBE, and the pause after each message in seconds: spot closes a connection that sends
+# more than 5 messages a second.
 NAMES_PER_MESSAGE = 100
 MESSAGE_PACE_S = 0.35
 
@@ -26,26 +27,28 @@ class Refused(KlinesyncError):
 
 
 class Link:
-    """One socket, and the streams that were asked for on it.
+    """One socket, and the streams that were requested on it.
 
     socket: the connection.
-    born_s: when it was made, monotonic.
-    born_ms: the same on the exchange's clock; None when unknown.
+    connected_s: when it was connected, monotonic seconds.
+    connected_ms: the same by the exchange's clock, in UTC ms; None when unknown.
     answer_timeout_s: longest wait for an answer, in seconds.
     """
 
-    def __init__(self, socket: WebSocket, born_s: float, born_ms: int | None, answer_timeout_s: float) -> None:
+    def __init__(
+        self, socket: WebSocket, connected_s: float, connected_ms: int | None, answer_timeout_s: float
+    ) -> None:
         self._answer_timeout_s = answer_timeout_s
         self.socket = socket
-        self.born_s = born_s
-        self.born_ms = born_ms
+        self.connected_s = connected_s
+        self.connected_ms = connected_ms
         self.sent: dict[str, None] = {}
         self.attached: set[str] = set()
         self.renewed: set[str] = set()
         self.changed = asyncio.Event()
         self.changed.set()
-        self.heard = False
-        self.leaving = False  # the exchange has announced its end
+        self.received = False
+        self.shutdown_announced = False  # the exchange has announced that it ends this socket
         self.request = 0
         self.answer: asyncio.Future[str | None] | None = None
         self.task: asyncio.Task[None] | None = None
@@ -55,27 +58,27 @@ class Link:
         return self.task is not None and self.task.done()
 
     async def end(self) -> None:
-        """Close the socket; returns when the link's task is over."""
+        """Close the socket; returns when the link's task has ended."""
         if self.task is not None:
             self.task.cancel()
             await asyncio.wait([self.task])
 
     def is_due(self, clock: ExchangeClock, rotate_s: float, now_s: float) -> bool:
-        """Whether the link is to be replaced.
+        """Whether the link must be replaced.
 
         clock: the exchange's time.
-        rotate_s: its longest life, in seconds, by either clock.
-        now_s: monotonic.
+        rotate_s: longest life of the socket, in seconds, by either clock.
+        now_s: monotonic seconds.
         """
-        if self.leaving or now_s - self.born_s > rotate_s:
+        if self.shutdown_announced or now_s - self.connected_s > rotate_s:
             return True
         now_ms = clock.estimate_ms(now_s)
-        if self.born_ms is None:
-            self.born_ms = now_ms  # the first stamp came after it was made
-        return now_ms is not None and self.born_ms is not None and now_ms - self.born_ms > rotate_s * 1000
+        if self.connected_ms is None:
+            self.connected_ms = now_ms  # the exchange's time became known after the connect
+        return now_ms is not None and self.connected_ms is not None and now_ms - self.connected_ms > rotate_s * 1000
 
     async def ask(self, method: str, names: Sequence[str]) -> None:
-        """Send one request and wait for its answer, then for the pace. Raises `Refused`, TimeoutError,
+        """Send one request, wait for its answer, then pause for `MESSAGE_PACE_S`. Raises `Refused`, TimeoutError,
         ConnectionError.
 
         method: `SUBSCRIBE` or `UNSUBSCRIBE`.
@@ -92,7 +95,8 @@ class Link:
         await asyncio.sleep(MESSAGE_PACE_S)
 
     def answered(self, answer: Answer) -> None:
-        """An answer has come. Errors of requests that cannot be read carry no id: there is one request at a time."""
+        """An answer has arrived. The error of a request that the exchange cannot read carries no id; it belongs to the
+        only request in flight."""
         waiting = self.answer
         if waiting is not None and not waiting.done() and answer.id in (self.request, None):
             waiting.set_result(answer.error)
@@ -115,5 +119,5 @@ def why_not_subscribed(
 
 
 def portions(names: list[str]) -> Iterable[list[str]]:
-    """The names, as many at a time as one message takes."""
+    """The names in batches of one message each."""
     return (names[start : start + NAMES_PER_MESSAGE] for start in range(0, len(names), NAMES_PER_MESSAGE))

@@ -1,4 +1,4 @@
-"""Listings: what Binance lists on each market, kept for a while and over a restart, and the names of its symbols."""
+"""Listings: the lists of symbols of Binance's markets, cached and kept over a restart, and the names of symbols."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from klinesync.exchanges.exchange import (
 from klinesync.exchanges.whole_lists import WholeLists
 from klinesync.runtime.single_flight import SingleFlight
 
-# How old a list of symbols may be, in seconds, when it does not have a symbol, or when the history of a symbol does not
-# begin where it was looked for.
+# Oldest list of symbols, in seconds, that is used when it lacks a symbol, or when the history of a symbol begins later
+# than expected.
 UNLISTED_TTL_S = 60.0
-# After a failure the list is not asked for again before so long: who asks gets the same error.
+# Cooldown after a failed request for the list, in seconds; callers get the same error meanwhile.
 LISTINGS_PAUSE_S = 5.0
-# The longest list that is read, in bytes. Spot's list of symbols has grown past 10 MB.
+# Longest list that is read, in bytes. Spot's list of symbols has grown past 10 MB.
 MAX_LIST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """A list of symbols, and when it came (monotonic); one that was kept over a restart came at no time."""
+    """A list of symbols. `at_s`: when it arrived, monotonic seconds; minus infinity for one kept over a restart."""
 
     at_s: float
     table: SymbolTable
@@ -43,10 +43,10 @@ class _Listed:
 class Listings:
     """The lists of symbols of both markets.
 
-    requests: ask for them.
-    markets: by name.
-    monotonic: seconds.
-    shelf: keeps the lists over a restart; None: nothing does.
+    requests: sends the requests.
+    markets: names of the markets.
+    monotonic: our clock, in seconds.
+    shelf: keeps the lists over a restart; None: they are not kept.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Listings:
         self._whole: dict[str, WholeLists] = {}
 
     async def refusal(self, series: SeriesId) -> str | None:
-        """Why the series cannot be had, as a sentence; None when the exchange lists its symbol.
+        """Why the series is not available, as a sentence; None when the exchange lists its symbol.
 
-        A list is good for an hour, one without the symbol for a minute; an older one when the exchange cannot be
-        asked. Raises `UpstreamError` when there is none at all.
+        A list is used for `LISTINGS_TTL_S`, one without the symbol for `UNLISTED_TTL_S`, and an older one while the
+        exchange does not answer. Raises `UpstreamError` when there is no list.
         """
         market = series.market
         if series.exchange != EXCHANGE or market not in self._listing:
@@ -92,8 +92,7 @@ class Listings:
         return None
 
     async def symbol_id(self, series: SeriesId) -> str:
-        """The exchange's name of the series' symbol. Raises `NotListed`, and `UpstreamError` when its list cannot be
-        had."""
+        """The exchange's symbol of the series. Raises `NotListed`, and `UpstreamError` when there is no list."""
         table = await self._kept(series.market)
         found = None if table is None else table.symbol_id(series.symbol)
         if found is None:
@@ -104,12 +103,12 @@ class Listings:
         return found
 
     def symbol_id_now(self, series: SeriesId) -> str | None:
-        """The exchange's name of the series' symbol by the newest list that there is; None when it is not in it."""
+        """The exchange's symbol of the series by the newest list; None when the list lacks it, or there is no list."""
         listed = self._listed.get(series.market)
         return None if listed is None else listed.table.symbol_id(series.symbol)
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        """What the market lists, by our symbol, as it told at most `max_age_s` ago. Raises `UpstreamError`."""
+        """The listed symbols by our name, from a list at most `max_age_s` old. Raises `UpstreamError`."""
         return (await self._table(market, max_age_s)).by_name
 
     async def _table(self, market: str, max_age_s: float) -> SymbolTable:
@@ -119,7 +118,7 @@ class Listings:
         return listed.table
 
     async def _kept(self, market: str) -> SymbolTable | None:
-        """The newest list that there is, however old; None when there is none. Asks nobody."""
+        """The newest list, however old, also one kept over a restart; None without one. Makes no request."""
         if market not in self._listed and self._shelf is not None and market not in self._shelf_read:
             self._shelf_read.add(market)
             listings = await self._shelf.load(market)
@@ -141,7 +140,7 @@ class Listings:
             body = await self._requests.ask(market, "exchangeInfo", weight, MAX_LIST_BYTES)
             listings, left_out = self._requests.decoded(market, partial(decode_listings, market), body, "exchangeInfo")
             table = SymbolTable(listings)
-            # A market without symbols that never had one is believed: an exchange may have one market only.
+            # An empty list is believed where the market never had symbols: an exchange may have only one market.
             why = whole.refusal(table.by_name.keys(), self._monotonic(), expected=False)
             if why is not None:
                 raise self._requests.nonsense(

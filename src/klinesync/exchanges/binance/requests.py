@@ -1,4 +1,4 @@
-"""Requests: how Binance's REST is asked. Each market has a gate that rations weight, and a newest contact."""
+"""Requests: sends the requests to Binance's REST. Each market has a gate that rations weight, and a newest contact."""
 
 from __future__ import annotations
 
@@ -39,17 +39,24 @@ Decoded = TypeVar("Decoded")
 Found = TypeVar("Found")
 log = Log(__name__)
 
+# Longest wait for an answer, in seconds.
 TIMEOUT_S = 10.0
-# How often a request is repeated that was not answered, or with the server's error.
+# Retries of a request without an answer, or with an error of the server.
 RETRIES = 2
+# Longest body of an error that is read, in bytes.
 MAX_PROBLEM_BYTES = 4 << 10
-# Troubles are logged so often for one series.
+# Shortest time between two log lines of one kind, in seconds.
 LOG_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class MarketRoutes:
-    """Where one market's REST lives, and the page size with the least weight per candle."""
+    """The address of one market's REST.
+
+    base_url: scheme and host.
+    prefix: path before the name of an endpoint.
+    page: page size of klines with the least weight per candle.
+    """
 
     base_url: str
     prefix: str
@@ -67,21 +74,21 @@ def market_routes(spot_url: str, futures_url: str) -> dict[str, MarketRoutes]:
     }
 
 
-class _Passing(UpstreamError):
-    """What the next request may not meet again: no answer, an error of the server, too many requests."""
+class _Transient(UpstreamError):
+    """A failure that a retry may not meet again: no answer, an error of the server, too many requests."""
 
 
 class Requests:
     """Sends requests to both markets.
 
-    session: the network.
-    routes: where the REST of each market lives.
-    clocks: by market; the minute that weight is counted in.
-    monotonic: seconds.
-    share: how much of an address' weight we use at most.
+    session: the HTTP client.
+    routes: the REST address of each market.
+    clocks: the exchange's time by market; weight is counted by its minutes.
+    monotonic: our clock, in seconds.
+    share: largest share of an address's weight limit that the service uses.
     rng: jitter of retries.
     timings: waits and intervals.
-    weights: what each market allows, and what its requests weigh.
+    weights: weight limit of each market, and the weights of its requests.
 
     `left_out` counts items of answers that were left out, by market and kind: `kline`, `symbol`, `ticker`.
     """
@@ -113,12 +120,11 @@ class Requests:
         self.left_out: Counter[tuple[str, str]] = Counter()
 
     def status(self) -> dict[str, RestStatus]:
-        """How the REST of each market stands that was asked anything."""
+        """The state of REST of each market that was used."""
         return {market: gate.status for market, gate in self._gates.items()}
 
     def access(self, market: str) -> Access:
-        """For how long the market is left alone while it refuses this service, or is in trouble; its handshakes share
-        it."""
+        """The backoff of a market that refuses this service or fails; requests and handshakes share it."""
         return self._accesses[market]
 
     def contact(self, market: str) -> RestContact:
@@ -126,7 +132,7 @@ class Requests:
         return self._contacts.get(market, RestContact())
 
     def gate(self, market: str) -> RestGate:
-        """The one way to the REST of that market."""
+        """The gate of that market's REST; every request passes it."""
         gate = self._gates.get(market)
         if gate is None:
             name = f"{EXCHANGE} {market} ({self._routes[market].base_url})"
@@ -137,7 +143,15 @@ class Requests:
         return gate
 
     async def ask(self, market: str, name: str, weight: int, most_bytes: int) -> bytes:
-        """What a user waits for."""
+        """Request an endpoint without parameters for a waiting user.
+
+        market: name of the market.
+        name: the endpoint, `ticker/24hr` for example.
+        weight: request weight.
+        most_bytes: longest answer that is read.
+
+        Returns the body. Raises `UpstreamError`.
+        """
         gate, errand = self.gate(market), Errand(Urgency.READ)
 
         async def ask() -> bytes:
@@ -147,23 +161,37 @@ class Requests:
         return await self.repeat(gate, errand, ask)
 
     async def repeat(self, gate: RestGate, errand: Errand, ask: Callable[[], Awaitable[Found]]) -> Found:
-        """Ask again what was not answered, a bounded number of times."""
+        """Call `ask`, with up to `RETRIES` retries after failures that may pass.
+
+        gate: of the market.
+        errand: the purpose of the request, with its urgency.
+        ask: sends the request; raises `UpstreamError`.
+        """
         for attempt in count():
             try:
                 return await ask()
-            except _Passing as error:
+            except _Transient as error:
                 blocked = error.retry_after_s is not None
                 if attempt >= RETRIES or (blocked and not gate.waits(errand)):
                     raise
-            if not blocked:  # else the gate knows when the host wants to be asked again
+            if not blocked:  # in a cooldown the gate makes the retry wait
                 await asyncio.sleep(self._timings.repeat.delay_s(attempt, self._rng))
         raise AssertionError("the last attempt returns or raises")
 
     async def send(self, turn: Turn, market: str, name: str, params: Mapping[str, str], most_bytes: int) -> bytes:
-        """The body of one answer, which is no longer than `most_bytes`."""
+        """Send one request.
+
+        turn: granted by the gate.
+        market: name of the market.
+        name: the endpoint.
+        params: of the query.
+        most_bytes: longest answer that is read.
+
+        Returns the body of an answer with status 200. Raises `UpstreamError` for any other.
+        """
         gate, url = self.gate(market), self._routes[market].url(name)
-        if (left_s := gate.blocked_s) > 0.0:  # since this turn began: it is the second request of it
-            raise _Passing(f"{url}: the host wants to be left alone for {left_s:.0f} s more", 429, left_s)
+        if (left_s := gate.blocked_s) > 0.0:  # the cooldown began after the turn: this is its second request
+            raise _Transient(f"{url}: the host is in cooldown for {left_s:.0f} s more, as it asked", 429, left_s)
         gate.sent(turn)
         try:
             async with self._session.get(url, params=params) as response:
@@ -173,66 +201,83 @@ class Requests:
         except TimeoutError as error:
             gate.count_error(0)
             raise self._failed(
-                turn, market, _Passing(f"{url} did not answer within {TIMEOUT_S:g} s", cause=unreachable(url, error))
+                turn, market, _Transient(f"{url} did not answer within {TIMEOUT_S:g} s", cause=unreachable(url, error))
             ) from error
         except aiohttp.ClientError as error:
             gate.count_error(0)
             reason = unreachable(url, error)
-            raise self._failed(turn, market, _Passing(reason, cause=reason)) from error
+            raise self._failed(turn, market, _Transient(reason, cause=reason)) from error
         if status == 200:
             if len(body) > most_bytes:
                 raise self.nonsense(market, name, f"the answer to {name} is longer than {most_bytes} bytes")
             return body
         gate.count_error(status)
-        kind = _Passing if status >= 500 or retry_after_s is not None else UpstreamError
+        kind = _Transient if status >= 500 or retry_after_s is not None else UpstreamError
         reason = f"{url} answered {status}{elsewhere}: {decode_problem(body)}"
         if status in CALLED_WRONG:
             self.access(market).served(name)
         raise self._failed(turn, market, kind(reason, status, retry_after_s))
 
     def _failed(self, turn: Turn, market: str, error: UpstreamError) -> UpstreamError:
-        """The same error of a request, once it is noted as the newest contact."""
-        self.access(market).failed(turn.kind, error.status, str(error), turn.went_s, self._monotonic())
-        return self._not_well(market, error)
+        """Record a failed request in the backoff and as the newest contact; returns the same error."""
+        self.access(market).failed(turn.kind, error.status, str(error), turn.granted_s, self._monotonic())
+        return self._note_failure(market, error)
 
-    def _not_well(self, market: str, error: UpstreamError) -> UpstreamError:
+    def _note_failure(self, market: str, error: UpstreamError) -> UpstreamError:
         self._contacts[market] = replace(self.contact(market), failure=str(error), status=error.status)
         return error
 
     def decoded(self, market: str, decode: Callable[[bytes], Decoded], body: bytes, name: str) -> Decoded:
-        """What an answer says. Raises `UpstreamError` when it cannot be understood.
+        """Decode an answer, and record the contact.
 
-        decode: raises `BadAnswer`.
-        name: what was asked for.
+        market: name of the market.
+        decode: the decoder; raises `BadAnswer`.
+        body: of the answer.
+        name: the endpoint.
+
+        Raises `UpstreamError` when the answer cannot be understood.
         """
         try:
             answer = decode(body)
         except BadAnswer as error:
             raise self.nonsense(market, name, f"the answer to {name} cannot be understood: {error}") from error
         self.access(market).served(name)
-        self._contacts[market] = RestContact(self._monotonic())  # only what is understood is an answer
+        self._contacts[market] = RestContact(self._monotonic())  # only an answer that is understood counts
         return answer
 
     def leave_out(self, market: str, kind: str, left_out: LeftOut, key: object = "") -> None:
-        """Count the items of an answer that could not be used, and say so now and then."""
+        """Count the items of an answer that could not be used; log them, throttled.
+
+        market: name of the market.
+        kind: the kind of item, `kline` for example.
+        left_out: the items.
+        key: throttles the log separately, by series for example.
+        """
         if left_out.count:
             self.left_out[market, kind] += left_out.count
             what = f"{market}: {left_out.count} of the items of one answer ({kind}) are left out; {left_out.first}"
             self.warn((market, kind, key), "rest.items_left_out", what, market=market)
 
     def nonsense(self, market: str, name: str, what: str) -> UpstreamError:
-        """The error of an answer that cannot be what was asked for; it counts as a failure of the market.
+        """The error of an answer that does not fit its request; it counts as a failure of the market.
 
-        name: what was asked for, `klines` for example.
-        what: a sentence.
+        market: name of the market.
+        name: the endpoint, `klines` for example.
+        what: a sentence that says what is wrong.
         """
         self.gate(market).count_error(200)
         now_s = self._monotonic()
         self.access(market).failed(name, 200, what, now_s, now_s)
-        return self._not_well(market, UpstreamError(what))
+        return self._note_failure(market, UpstreamError(what))
 
     def warn(self, key: object, event: LogEvent, sentence: str, **fields: object) -> None:
-        """Log a trouble, now and then for one `key`."""
+        """Log a warning, throttled by key.
+
+        key: at most one line in `LOG_EVERY_S` for each.
+        event: name of the event.
+        sentence: message.
+        fields: of the log line.
+        """
         suppressed = self._log_limit.allow(key, self._monotonic())
         if suppressed is not None:
             log.warning(event, sentence, **fields, suppressed=suppressed)

@@ -1,8 +1,8 @@
 """Binance's REST market data: klines, the exchange's time, its lists of symbols and tickers. Spot and USD-M futures.
 
-What makes a row a closed candle is the rule of `core/finality.py`: later rows of the same answer, or stamps of both
-clocks that were received before the row was asked for. Requests go through one gate for each host, which rations their
-weight (`weight.py`).
+`core/finality.py` decides whether a row is a closed candle: by later rows of the same answer, or by stamps of both
+clocks that were received before the request. Requests go through one gate for each host, which rations their weight
+(`weight.py`).
 """
 
 from __future__ import annotations
@@ -49,31 +49,34 @@ from klinesync.runtime.single_flight import SingleFlight
 
 log = Log(__name__)
 
-# Most answers to the question for the time until the clock is known: two that agree, or some that run on, at a speed
-# that is not known yet.
+# Most requests for the time until the clock is known: two answers must agree, or several must lie on one line where the
+# speed of the exchange's clock is unknown.
 TIME_ANSWERS = 6
-# The fewest rows of a page: the newest two are proven by a clock alone, and the first is that of the page before.
+# Fewest rows of a page: only a clock proves the newest two, and the first one repeats the last of the page before.
 LEAST_ROWS = 4
-# Rows that open so much later than the exchange's time are no candles of this exchange, in ms.
+# A row that opens this many ms after the exchange's time makes its answer invalid.
 LONGEST_AHEAD_MS = 86_400_000
-# A row that opens so much later than the estimated time, in ms: the estimate is old (this machine slept, for example),
-# or the row is wrong. The exchange is asked for its time before the page is used.
+# A row that opens this many ms after the estimated time shows that the estimate is old (this machine slept, for
+# example), or that the row is wrong. The exchange's time is requested before the page is used.
 MEASURE_AHEAD_MS = 3_600_000
-# The kind of item that is counted where a candle is kept without its order flow.
+# The kind under which candles that are kept without their order flow are counted.
 ORDER_FLOW = "order_flow"
-# The longest page that is read, in bytes.
+# Longest page that is read, in bytes.
 MAX_PAGE_BYTES = 4 << 20
 
-# A minute without trades is in the first answer that shows its neighbours, or there is none.
+# Binance never adds a candle late: the first answer with both neighbours of an open time proves it empty or not.
 EMPTINESS = Emptiness()
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """One answer to klines, at most `limit` rows.
+    """One answer to klines.
 
-    `final_ms`: the earlier of the exchange's clocks, by stamps from before the answer was asked for; None where no
-    clock proves anything. `estimate_ms`: what time it seemed to be then; None where nothing was known.
+    klines: the decoded rows.
+    limit: most rows that were requested.
+    final_ms: the earlier of the exchange's two clocks by stamps from before the request, in UTC ms; None where no clock
+        proves anything.
+    estimate_ms: the exchange's estimated time at the request, in UTC ms; None where it was unknown.
     """
 
     klines: Klines
@@ -87,11 +90,18 @@ class _RowsAhead(Exception):
 
 
 class BinanceRest:
-    """The REST client of both markets. `clocks` learns the exchange's time from it.
+    """The REST client of both markets.
 
-    `share`: how much of an address' weight we use at most; `rng` spreads what is repeated, by default the same way
-    every time. `shelf` keeps the lists of symbols over a restart. `timings`: waits and intervals; `weights`: what each
-    market allows, and what its requests weigh.
+    session: the HTTP client.
+    routes: the REST address of each market.
+    clocks: the exchange's time by market; answers set these clocks.
+    final_margin_s: how long after its end a row may still change, in seconds of the exchange.
+    monotonic: our clock, in seconds.
+    share: largest share of an address's weight limit that the service uses.
+    rng: jitter of retries; by default seeded, so the same in each run.
+    shelf: keeps the lists of symbols over a restart; None: they are not kept.
+    timings: waits and intervals.
+    weights: weight limit of each market, and the weights of its requests.
 
     `left_out` counts items of answers that were left out, by market and kind: `kline`, `order_flow` (of a candle that
     is kept), `symbol`, `ticker`.
@@ -134,9 +144,11 @@ class BinanceRest:
         self.listings = self._listings.listings
 
     async def now_ms(self, market: str) -> int:
-        """The exchange's time, asked now: single flight, at most once in `ask_time_every_s`. Where nothing was known of
-        it the answers must agree; where an answer is doubted it is asked until the clock has leapt or the doubt is
-        over, `TIME_ANSWERS` times at most. Raises `UpstreamError`."""
+        """The exchange's time, requested now, in UTC ms: single flight, at most one request in `ask_time_every_s`.
+
+        While the time is unknown, answers must agree. While an answer is doubted, the request is repeated until the
+        clock has moved or the doubt has ended, `TIME_ANSWERS` times at most. Raises `UpstreamError`.
+        """
         clock = self._clocks[market]
         for _ in range(TIME_ANSWERS):
             await self._ask_time(market, Errand(Urgency.READ))
@@ -150,10 +162,12 @@ class BinanceRest:
         raise UpstreamError(f"{EXCHANGE} {market}: {TIME_ANSWERS} answers to time do not agree with each other")
 
     async def _ask_time(self, market: str, errand: Errand) -> None:
-        """Ask for the exchange's time, unless it was just told. Raises `UpstreamError`."""
+        """Request the exchange's time, unless an answer has just arrived. Raises `UpstreamError`."""
         clock, gate = self._clocks[market], self._requests.gate(market)
         question = self._time_errands.setdefault(market, Errand(errand.urgency))
-        question.urgency = min(question.urgency, errand.urgency)  # the most urgent of those who share it
+        question.urgency = min(
+            question.urgency, errand.urgency
+        )  # callers share one request, which has their highest urgency
 
         async def ask() -> None:
             async with gate.turn(question, self._weights[market].time, "time") as turn:
@@ -171,8 +185,8 @@ class BinanceRest:
         await self._time[market].get(fetch)
 
     async def tickers(self, market: str) -> Sequence[Ticker]:
-        """The last 24 hours of every symbol, asked now. Those that are no finite numbers are left out. Raises
-        `UpstreamError`."""
+        """The last 24 hours of every symbol, requested now. Tickers with numbers that are not finite are left out.
+        Raises `UpstreamError`."""
         body = await self._requests.ask(market, "ticker/24hr", self._weights[market].tickers, MAX_LIST_BYTES)
         tickers, left_out = self._requests.decoded(market, decode_tickers, body, "ticker/24hr")
         self._requests.leave_out(market, "ticker", left_out)
@@ -181,11 +195,14 @@ class BinanceRest:
     async def history(
         self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        """Closed candles of the span `[start, end)`, a page at a time, ascending; without `end` up to the newest candle
-        that is proven final.
+        """Closed candles, page by page, ascending. Invalid rows are quarantined: left out, counted and logged.
 
-        Bad rows are quarantined: left out, counted and logged. Raises `UpstreamError`; nothing of a page that cannot
-        be what was asked for is yielded.
+        series: the series.
+        start: first open time, in UTC seconds.
+        errand: the purpose of the request, with its urgency.
+        end: open time before which the span ends; None: the newest candle that is proven final.
+
+        Raises `UpstreamError`; a page that does not fit its request yields nothing.
         """
         frame, symbol_id = series.timeframe, await self.symbol_id(series)
         first, overlaps, asked = True, False, False
@@ -196,30 +213,30 @@ class BinanceRest:
             times = page.klines.times
             if not times:
                 return  # nothing follows
-            # Rows at `end` and behind it were asked for as proof alone.
+            # Rows from `end` on were requested only as proof.
             last = frame.floor(times[-1] // 1000)
             if overlaps and last <= start:
-                return  # nothing follows the row that pages overlap by
+                return  # no row follows the one by which pages overlap
             proven = final_end(frame, [time_ms // 1000 for time_ms in times], page.final_ms, self._final_margin_ms)
             reached = end is not None and end <= proven
             if end is not None:
                 proven = min(proven, end)
-            # What is not final does not prove a hole before it either: it is not stored.
+            # A row that is not final does not prove a hole before it either, because it is not stored.
             final = [time_ms for time_ms in times if time_ms < proven * 1000]
             candles = self._sound(series, [row for row in page.klines.rows if row[0] < proven * 1000])
-            # A row that is no candle still says that there is something; one off the grid leaves its minute uncovered.
+            # An invalid row still shows that its open time is not empty; a row off the grid shows nothing of a minute.
             shown = [time_ms // 1000 for time_ms in final if time_ms % 1000 == 0 and frame.is_open(time_ms // 1000)]
             if first and final and series.market == "futures" and frame.floor(times[0] // 1000) > start:
                 unlisted = await self._before_listing(series, start, times[0] // 1000)
                 if unlisted is not None:
-                    # With the candle behind it, so that what is written is a hole with its proof.
+                    # Yielded with the candle after it, so that the ledger gets a hole between candles, with its proof.
                     yield HistoryPage(candles[:1], [unlisted], NOT_LISTED_BEFORE)
             empty = [] if page.klines.blind else EMPTINESS.proven(frame, shown, page.estimate_ms)
             if candles or empty:
                 yield HistoryPage(candles, empty)
             first = first and not final
-            # Fewer rows than were asked for do not show the end: an exchange may give fewer than it says. What would
-            # follow the newest row has not ended, or an answer without anything new shows it.
+            # A page with fewer rows than requested does not prove the end, because an exchange may send fewer. The end
+            # is proven when the candle after the newest row has not ended, or by an answer without new rows.
             now_ms = page.estimate_ms
             follows = self._is_late(page) or now_ms is None or now_ms >= frame.next(frame.next(last)) * 1000
             ends_now = now_ms is not None and last * 1000 <= now_ms < frame.next(last) * 1000
@@ -229,7 +246,7 @@ class BinanceRest:
             progress = shown[-1] if shown else start
             overlaps = progress > start
             if progress <= start or not (full or follows):
-                # A newer stamp may prove the rows that are left: again from the newest one that is final.
+                # A newer stamp may prove the remaining rows: request them again, from the newest final one on.
                 if asked or not self._is_late(page):
                     return
                 asked = await self._try_time(series.market, errand)
@@ -242,8 +259,8 @@ class BinanceRest:
     # Pages of klines.
 
     async def _page(self, series: SeriesId, symbol_id: str, start: int, end: int | None, errand: Errand) -> _Page:
-        """One page of rows from `start` on; with `end` those before that, and the rows behind them that prove
-        the newest where no clock does."""
+        """One page of rows from `start` on. With `end`: rows before it, and where no clock proves the newest of them,
+        the `LATER_ROWS` that do."""
         market, gate, clock = series.market, self._requests.gate(series.market), self._clocks[series.market]
         weights = self._weights[market]
         if end is not None and not self._proves(end, clock.final_ms(self._monotonic())):
@@ -256,7 +273,7 @@ class BinanceRest:
             "limit": str(limit),
         }
         if end is not None:
-            # Binance's `endTime` is the newest open time that is wanted.
+            # Binance's `endTime` is inclusive: the newest open time of the answer.
             params["endTime"] = str(series.timeframe.shift(end, -1) * 1000)
 
         async def ask() -> _Page:
@@ -290,7 +307,7 @@ class BinanceRest:
         return page
 
     def _expected(self, series: SeriesId, start: int, end: int | None) -> int | None:
-        """How many rows there may be from `start` on, as far as can be known."""
+        """The most rows that may come from `start` on; None where the exchange's time is unknown."""
         frame = series.timeframe
         if end is not None:
             return max(LEAST_ROWS, frame.count(start, end))
@@ -302,32 +319,32 @@ class BinanceRest:
         return final_ms is not None and end * 1000 + self._final_margin_ms <= final_ms
 
     def _needs_time(self, series: SeriesId, start: int, end: int | None) -> bool:
-        """Whether the exchange must be asked for its time before a page from `start` on: by our estimate the newest
-        candle that has ended is final, and no clock proves it."""
+        """Whether the exchange's time must be requested before a page from `start` on: by our estimate the newest ended
+        candle is final, but no clock proves it."""
         frame, clock, now_s = series.timeframe, self._clocks[series.market], self._monotonic()
         estimate_ms = clock.estimate_ms(now_s)
         if estimate_ms is None:
-            return end is None  # else later rows may do
+            return end is None  # with an end, later rows may prove the candles
         ended = frame.floor((estimate_ms - self._final_margin_ms) // 1000)
         if ended <= start:
             return False
         if end is not None and end <= frame.shift(ended, -LATER_ROWS):
-            return False  # the rows behind it prove it
+            return False  # later rows prove it
         if clock.difference(now_s) is not None:
-            return False  # the clocks prove nothing
+            return False  # the clocks differ and prove nothing
         return not self._proves(ended, clock.final_ms(now_s))
 
     def _is_late(self, page: _Page) -> bool:
-        """Whether the exchange's time, asked now, might prove more of a page: nothing was known of it, or a row opens
-        later than what was known."""
+        """Whether a newer time of the exchange might prove more of a page: the time was unknown, or a row opens after
+        it."""
         return page.estimate_ms is None or page.klines.times[-1] > page.estimate_ms
 
     async def _try_time(self, market: str, errand: Errand, *, agreed: bool = False) -> bool:
-        """Ask for the exchange's time; whether it was told. Without it two later rows alone prove. `agreed`: with an
-        answer from after this call, until the clock has followed the answers, see `now_ms`."""
+        """Request the exchange's time; False when the request fails, and then only later rows prove candles. `agreed`:
+        with an answer to a new request, repeated until the clock has followed the answers, see `now_ms`."""
         clock = self._clocks[market]
         try:
-            if agreed:  # an answer of a moment ago may be from before the clock jumped
+            if agreed:  # the newest answer may be from before the clock jumped
                 await asyncio.sleep(max(0.0, self._timings.ask_time_every_s - clock.answer_age_s(self._monotonic())))
             if agreed or clock.estimate_ms(self._monotonic()) is None:
                 await self.now_ms(market)
@@ -335,7 +352,7 @@ class BinanceRest:
                 await self._ask_time(market, errand)
         except UpstreamError as error:
             if error.status in (418, 429):
-                raise  # no request goes; where the time alone is held, rows may be served all the same
+                raise  # no request is sent now; after another failure of the time, klines may still be served
             self._requests.warn(
                 (market, "time"),
                 "exchange.time_failed",
@@ -347,7 +364,7 @@ class BinanceRest:
         return True
 
     def _check_page(self, series: SeriesId, page: _Page, start: int, end: int | None) -> None:
-        """Raises `UpstreamError` when the rows cannot be what was asked for."""
+        """Raises `UpstreamError` when the rows do not fit the request."""
         times = page.klines.times
         if not times:
             if page.klines.count:
@@ -367,14 +384,15 @@ class BinanceRest:
             )
 
     async def _before_listing(self, series: SeriesId, start: int, first: int) -> Span | None:
-        """What is empty behind `start` as the symbol was not listed then, when its first row opens at `first`."""
+        """The span after `start` that is empty because the symbol was not listed yet; None without one. `first`: open
+        time of the first row."""
         try:
             listing = (await self.listings(series.market, UNLISTED_TTL_S)).get(series.symbol)
         except UpstreamError as error:
             self._requests.warn(
                 series.market,
                 "symbols.onboard_failed",
-                "since when it is listed cannot be asked",
+                "the listing date cannot be requested",
                 series=series,
                 error=error,
             )
@@ -386,7 +404,7 @@ class BinanceRest:
         return span if span.start < span.end <= first else None
 
     def _sound(self, series: SeriesId, rows: list[Row]) -> list[Candle]:
-        """The rows that are candles; the others are quarantined. Order flow that is invalid is left out."""
+        """The rows that are valid candles; the others are quarantined. Invalid order flow is left out."""
         candles = []
         flow_left_out = LeftOut()
         for row in rows:

@@ -1,4 +1,4 @@
-"""RestGate: the one way to a host's REST. Requests wait here for their turn, and the host's wishes are kept."""
+"""RestGate: queues all requests to the REST of one host, and keeps to its weight budget and its cooldowns."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from klinesync.exchanges.exchange import Errand, RestStatus, Urgency
 from klinesync.runtime.exchange_clock import ExchangeClock
 
 USED_HEADER = "X-MBX-USED-WEIGHT-1M"
+# Cooldown after a 429 or 418 without a readable Retry-After, in seconds.
 DEFAULT_RETRY_AFTER_S = 60.0
-# Who waits looks so often whether the exchange's minute, or its wish to be left alone, is over: its clock may jump.
+# Interval, in seconds, of checks whether the exchange's minute or a cooldown has ended while requests are queued. It is
+# a poll because the exchange's clock may jump.
 POLL_S = 0.25
-# A request waits for no longer than this, in seconds, where its host is left alone after a failure: its owner is told.
+# Longest wait of a request for the end of a backoff after failures, in seconds; a longer one fails the request at once.
 HELD_PATIENCE_S = 1.0
 
 
 class RestGate:
     """The gate of one host.
 
-    name: how it is told of in errors.
-    budget: its weight.
-    clock: what is known of its time.
-    monotonic: our clock.
-    access: for how long it is left alone while it refuses this service, or is in trouble.
-    timings: how long requests wait.
+    name: names the host in errors.
+    budget: weight budget and queue of the host.
+    clock: the exchange's time; the weight is counted by its minutes.
+    monotonic: our clock, in seconds.
+    access: the backoff while the host refuses this service or fails; by default a new one.
+    timings: longest waits of requests.
     """
 
     def __init__(
@@ -52,24 +54,28 @@ class RestGate:
 
     @property
     def status(self) -> RestStatus:
-        """How it stands."""
+        """The state of the host's REST."""
         return self._budget.status(self._now())
 
     @property
     def blocked_s(self) -> float:
-        """For how long the host wants to be left alone from now on; 0 when it does not mind."""
+        """Remaining seconds of a cooldown that the host asked for; 0 without one."""
         return self._budget.blocked_s(self._now())
 
     def waits(self, errand: Errand) -> bool:
-        """Whether a request of that urgency would wait for the host, if it is blocked, rather than fail."""
+        """Whether a request of that urgency waits for the end of the present cooldown; otherwise it fails at once."""
         return self._budget.blocked_s(self._now()) <= self._timings.longest_block_s[errand.urgency]
 
     @asynccontextmanager
     async def turn(self, errand: Errand, weight: int, kind: str = "") -> AsyncIterator[Turn]:
-        """One request's turn. Raises `UpstreamError` when it does not come, also where the host is left alone for
-        longer than `HELD_PATIENCE_S`. Cancelled, it gives everything back.
+        """Wait until a request may be sent; it is sent within the context. A cancelled wait releases its place.
 
-        kind: what is asked for, `klines` for example: each kind has a backoff of its own.
+        errand: the purpose of the request, with its urgency.
+        weight: request weight.
+        kind: the endpoint, `klines` for example; each kind has a backoff of its own.
+
+        Raises `UpstreamError` when the request is not granted: a cooldown, a backoff of more than `HELD_PATIENCE_S`, a
+        full queue, or no room for a user's request within `read_patience_s`.
         """
         turn = await self._wait(errand, weight, kind)
         try:
@@ -79,32 +85,39 @@ class RestGate:
 
     @asynccontextmanager
     async def within(self, turn: Turn, weight: int) -> AsyncIterator[Turn]:
-        """A small request in the course of another one's turn, before it."""
-        small = self._budget.at_once(turn.errand, weight, self._now())
+        """A small request within the turn of another one, sent before that one. It does not wait for room."""
+        small = self._budget.admit_nested(turn.errand, weight, self._now())
         try:
             yield small
         finally:
             self._end(small)
 
     def sent(self, turn: Turn) -> None:
-        """The request of that turn leaves now."""
+        """The request of that turn is sent now."""
         self._budget.sent(turn)
 
     def answered(self, turn: Turn, status: int, headers: Mapping[str, str]) -> float | None:
-        """The answer's head is here. In how many seconds the host wants to be asked again, when it says so."""
+        """The head of an answer has arrived. Counts the used weight, and begins a cooldown after a 429 or 418.
+
+        turn: the request.
+        status: HTTP status.
+        headers: of the answer.
+
+        Returns the cooldown in seconds; None without one.
+        """
         now = self._now()
         self._budget.answered(turn, _number(headers.get(USED_HEADER)), now)
         if status not in (418, 429):
             return None
-        told_s = _number(headers.get("Retry-After"))
-        retry_after_s = DEFAULT_RETRY_AFTER_S if told_s is None else min(float(told_s), LONGEST_RETRY_AFTER_S)
+        header_s = _number(headers.get("Retry-After"))
+        retry_after_s = DEFAULT_RETRY_AFTER_S if header_s is None else min(float(header_s), LONGEST_RETRY_AFTER_S)
         self._budget.block(retry_after_s, now)
-        for unwilling in self._budget.unwilling(self._timings.longest_block_s, now):
-            self._refuse(unwilling, self._blocked_error(now))
+        for dropped in self._budget.drop_blocked(self._timings.longest_block_s, now):
+            self._refuse(dropped, self._blocked_error(now))
         return retry_after_s
 
     def count_error(self, status: int) -> None:
-        """A request failed: HTTP's status, 0 without an answer, 200 when it could not be understood."""
+        """Count a failed request by HTTP status: 0 without an answer, 200 for an answer that cannot be understood."""
         self._budget.errors[status] += 1
 
     async def _wait(self, errand: Errand, weight: int, kind: str) -> Turn:
@@ -116,16 +129,16 @@ class RestGate:
         turn = self._budget.join(errand, weight, now, kind)
         if turn is None:
             raise self._crowded_error()
-        crowded_out = self._budget.crowded_out()
-        if crowded_out is not None:
-            self._refuse(crowded_out, self._crowded_error())
+        evicted = self._budget.evict()
+        if evicted is not None:
+            self._refuse(evicted, self._crowded_error())
         admitted = self._waiting[turn] = asyncio.get_running_loop().create_future()
         self._pump()
         held = self._access.held_s(kind, now.monotonic_s) > 0.0
         patience_s = self._timings.read_patience_s
         try:
             if held:
-                # Also by the loop's clock, and not for ever where a pause is prolonged again and again.
+                # The wait is bounded by the loop's clock too, because a backoff may be prolonged again and again.
                 await asyncio.wait([admitted], timeout=2 * HELD_PATIENCE_S)
                 now = self._now()
                 if not admitted.done() and self._access.held_s(kind, now.monotonic_s) > 0.0:
@@ -146,16 +159,16 @@ class RestGate:
         self._pump()
 
     def _pump(self) -> None:
-        """Let go who may go."""
+        """Refuse requests that are held back for too long, grant those that may go, and poll while others wait."""
         first = next(iter(self._waiting.values()), None)
         if first is not None and first.get_loop().is_closed():
-            return  # the service was killed, and its coroutines are collected: nobody waits in the line any more
+            return  # the service was killed and its coroutines are being collected: no request can be granted
         now = self._now()
-        for held in self._budget.held(self._access, HELD_PATIENCE_S, now):
+        for held in self._budget.drop_held(self._access, HELD_PATIENCE_S, now):
             self._refuse(held, self._held_error(held.kind, now))
         while (turn := self._budget.next(now, self._access)) is not None:
             admitted = self._waiting.pop(turn)
-            if admitted.done():  # cancelled, and does not know it yet
+            if admitted.done():  # cancelled, but its task has not run since
                 self._budget.over(turn, now)
             else:
                 self._access.sent(turn.kind, now.monotonic_s)
@@ -177,13 +190,13 @@ class RestGate:
 
     def _now(self) -> Now:
         monotonic_s = self._monotonic()
-        # A quick exchange's time is not extrapolated at its speed: the speed may have changed, and asking the exchange
-        # before it wants to be asked is worse than asking late.
+        # The time of an exchange whose clock runs fast is not extrapolated at that speed, which may have changed: a
+        # request before the end of a cooldown is worse than a late one.
         return Now(self._clock.least_ms(monotonic_s), monotonic_s)
 
     def _blocked_error(self, now: Now) -> UpstreamError:
         left_s = self._budget.blocked_s(now)
-        return UpstreamError(f"{self._name} wants to be left alone for {left_s:.0f} s more", 429, left_s)
+        return UpstreamError(f"{self._name} is in cooldown for {left_s:.0f} s more, as it asked", 429, left_s)
 
     def _held_error(self, kind: str, now: Now) -> UpstreamError:
         left_s = self._access.held_s(kind, now.monotonic_s)

@@ -1,11 +1,11 @@
-"""Binance's kline streams: many on one connection, subscribed and dropped while it runs.
+"""Binance's kline streams: many on one connection, subscribed and unsubscribed while it runs.
 
-A connection has a set of *wanted* streams. One socket carries them, a `Link`; it sends what is missing whenever the
-set changes, in paced messages. An acknowledgement makes a stream *attached*: from then on the exchange has been told,
-and what was missed before it is read from REST. Before the exchange ends a socket (after 24 hours, or with notice) a
-second link takes over, make before break: the first ends when the second carries everything, so nothing is missed.
+A connection has a set of *wanted* streams, carried by one socket, a `Link`. Whenever the set changes, the link sends
+the difference in paced messages. A stream is *attached* once the exchange has acknowledged its subscription; candles
+from before that are read from REST. The exchange ends a socket after 24 hours, or with notice. Before that a second
+link is connected (make before break), and the first one is closed once the second carries every stream.
 
-The file is longer than others: what is wanted, its links and their handover are one state machine.
+The file is longer than others because the wanted streams, the links and the handover are one state machine.
 """
 
 from __future__ import annotations
@@ -39,32 +39,33 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# The exchange allows 1,024. Fewer make a lost connection cheaper.
+# Most streams of one connection. The exchange allows 1,024; with fewer a lost connection costs less.
 STREAMS_PER_CONNECTION = 200
-# Past that size the socket is closed, as it would cost memory to read on.
+# Largest message in bytes; a larger one closes the socket, which bounds the memory.
 MAX_SOCKET_BYTES = 16 << 20
+# Interval of pings, longest wait for a handshake, and longest wait for the end of a closed socket, in seconds.
 HEARTBEAT_S = 20.0
 CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
-# Life of a connection, in seconds, after which it counts as healthy: the backoff begins anew after its end.
+# Life of a connection, in seconds, after which it counts as healthy: its end resets the backoff.
 HEALTHY_S = 30.0
-# How often it is looked whether a handshake may go, in seconds: the market may serve this service again.
-LET_GO_POLL_S = 1.0
-# Of quarantined frames one in so long is logged, for each connection.
+# Interval, in seconds, of checks whether the backoff of handshakes has ended: an answer of REST ends it early.
+HANDSHAKE_POLL_S = 1.0
+# Shortest time between two logged quarantined frames of one connection, in seconds.
 QUARANTINE_LOG_EVERY_S = 10.0
 
 PATHS = {"spot": "/stream", "futures": "/market/stream"}
 
 
 class Symbols(Protocol):
-    """Where a connection takes the exchange's names from."""
+    """Gives a connection the exchange's symbols."""
 
     def symbol_id_now(self, series: SeriesId) -> str | None:
-        """The name by the newest list of symbols; None when it is not in it, or there is none yet."""
+        """The exchange's symbol by the newest list; None when the list lacks it, or there is no list yet."""
         ...
 
     async def symbol_id(self, series: SeriesId) -> str:
-        """The same, by a list that is asked for if need be. Raises `UpstreamError`."""
+        """The exchange's symbol; requests a list if necessary. Raises `UpstreamError`."""
         ...
 
 
@@ -72,16 +73,16 @@ class BinanceConnection:
     """Carries the wanted streams of one market.
 
     session: opens the sockets.
-    url: of the market's streams, without path.
-    callbacks: are told of streams and frames.
-    rng: jitter.
-    symbols: name the streams.
-    market: its name.
-    clock: the exchange's time, which frames teach.
-    counts, comeback, access: of the market, shared by its connections.
-    streams_most: on this connection.
+    url: of the market's streams, with the path.
+    callbacks: receive the events of streams and their candles.
+    rng: jitter of backoff and of the life of sockets.
+    symbols: gives the exchange's symbols, which name the streams.
+    market: name of the market.
+    clock: the exchange's time; dates the connects.
+    counts, comeback, access: counters, order of reconnects and backoff of the market, shared by its connections.
+    streams_most: most streams of this connection.
     bulkheads: contain defects.
-    monotonic: our clock.
+    monotonic: our clock, in seconds.
     timings: waits and intervals.
     """
 
@@ -119,19 +120,19 @@ class BinanceConnection:
         self._symbols = symbols
         self._wanted: dict[str, Stream] = {}
         self._names: dict[SeriesId, str] = {}  # the stream of each wanted series
-        self._nameless: dict[SeriesId, None] = {}  # wanted, and not known by what name
+        self._nameless: dict[SeriesId, None] = {}  # wanted series without a known symbol
         self._naming = asyncio.Event()
-        self._links: list[Link] = []  # the one in charge last; before it, one that is about to end
-        self._event = asyncio.Event()  # something of the links has changed
+        self._links: list[Link] = []  # the newest last; before it, during a handover, the old one
+        self._event = asyncio.Event()  # set when the state of a link changes
         self._log_limit = LogLimit(QUARANTINE_LOG_EVERY_S)
-        self._failure: str | None = None  # why streams are not carried; None once the exchange acknowledges some
+        self._failure: str | None = None  # why streams are not attached; None after an acknowledgement
         self.reconnects = 0
         self.rotations = 0
         self.quarantined = 0
 
     @property
     def status(self) -> ConnectionStatus:
-        """How it stands."""
+        """The state and counters of the connection."""
         return ConnectionStatus(
             EXCHANGE,
             self._market,
@@ -144,7 +145,7 @@ class BinanceConnection:
 
     @property
     def room(self) -> int:
-        """How many more streams this connection takes."""
+        """The number of further streams that fit."""
         return self._streams_most - len(self._wanted) - len(self._nameless)
 
     @property
@@ -153,7 +154,7 @@ class BinanceConnection:
         return not (self._wanted or self._nameless)
 
     def want(self, series: SeriesId) -> None:
-        """Carry the series' stream from now on, or as soon as it is known by what name."""
+        """Subscribe the series' stream, once its symbol is known."""
         if series in self._names or series in self._nameless:
             return
         symbol_id = self._symbols.symbol_id_now(series)
@@ -169,20 +170,20 @@ class BinanceConnection:
         if stream is None:
             self._wanted[name] = Stream(symbol_id, series)
             self._changed()
-            self._tell_failing([series])
+            self._report_failing([series])
             return
         self._wanted[name] = stream._replace(others=(*stream.others, series))
         if any(name in link.attached for link in self._links):
             self._callbacks.attached(series)
 
     def unwant(self, series: SeriesId) -> None:
-        """Drop the series' stream, unless another series is subscribed under the same name."""
+        """Unsubscribe the series' stream, unless another series uses the same stream."""
         self._nameless.pop(series, None)
         name = self._names.pop(series, None)
         if name is None:
             return
         stream = self._wanted[name]
-        remaining = [one for one in (stream.series, *stream.others) if one != series]
+        remaining = [other for other in (stream.series, *stream.others) if other != series]
         if remaining:
             self._wanted[name] = Stream(stream.symbol_id, remaining[0], tuple(remaining[1:]))
             return
@@ -190,7 +191,7 @@ class BinanceConnection:
         self._changed()
 
     def renew(self, series: SeriesId) -> None:
-        """Drop the series' stream and subscribe it again."""
+        """Unsubscribe the series' stream and subscribe it again."""
         name = self._names.get(series)
         if name is None:
             return
@@ -199,7 +200,7 @@ class BinanceConnection:
         self._changed()
 
     def reconnect(self) -> None:
-        """End the present socket; the usual way leads to the next."""
+        """Close the present sockets; `run` then reconnects with backoff."""
         for link in self._links:
             if link.task is not None:
                 link.task.cancel()
@@ -220,8 +221,8 @@ class BinanceConnection:
             await asyncio.wait([naming])
 
     async def _find_names(self) -> None:
-        """Learn under what names the exchange lists the series that are wanted, for as long as there are such."""
-        if self._nameless:  # left by a run that a defect ended
+        """Look up the exchange's symbols of wanted series that lack one, until cancelled."""
+        if self._nameless:  # since before a defect ended this task
             self._naming.set()
         while True:
             await self._naming.wait()
@@ -230,7 +231,7 @@ class BinanceConnection:
                 try:
                     symbol_id = await self._symbols.symbol_id(series)
                 except UpstreamError as error:
-                    self._callbacks.failing([series], f"its name at the exchange is not known yet: {error}")
+                    self._callbacks.failing([series], f"the exchange's symbol is not known yet: {error}")
                     suppressed = self._log_limit.allow("names", self._monotonic())
                     if suppressed is not None:
                         log.warning(
@@ -254,7 +255,7 @@ class BinanceConnection:
     async def _stay_connected(self) -> None:
         failures = 0
         while True:
-            await self._let_go()
+            await self._wait_for_access()
             began_s = self._monotonic()
             link = await self._connect()
             if link is not None:
@@ -267,16 +268,16 @@ class BinanceConnection:
             failures = 0 if self._monotonic() - began_s > HEALTHY_S else failures + 1
             await self._comeback.pause(self, self._timings.reconnect.delay_s(failures, self._rng))
 
-    async def _let_go(self) -> None:
-        """Returns once a handshake may go: the market may be left alone, as it refuses this service."""
+    async def _wait_for_access(self) -> None:
+        """Returns when the backoff of handshakes, which a refusal of the market begins, has ended."""
         while True:
             held_s = self._access.held_s(HANDSHAKE, self._monotonic())
             if held_s <= 0.0:
                 return
-            await asyncio.sleep(min(held_s, LET_GO_POLL_S))
+            await asyncio.sleep(min(held_s, HANDSHAKE_POLL_S))
 
     async def _connect(self) -> Link | None:
-        """A new link, carried by a task of its own; None when it cannot be had."""
+        """A new link with a task of its own; None when the handshake fails."""
         loop = asyncio.get_running_loop()
         sent_s = self._monotonic()
         self._access.sent(HANDSHAKE, sent_s)
@@ -297,8 +298,8 @@ class BinanceConnection:
             self._failed(reason)
             return None
         self._access.served(HANDSHAKE)
-        born_s = self._monotonic()
-        link = Link(socket, born_s, self._clock.estimate_ms(born_s), self._timings.answer_timeout_s)
+        connected_s = self._monotonic()
+        link = Link(socket, connected_s, self._clock.estimate_ms(connected_s), self._timings.answer_timeout_s)
         self._links.append(link)
         link.task = self._bulkheads.begin(
             loop, partial(self._carry, link), part=Part.CONNECTION, name=f"link {self._url}"
@@ -307,7 +308,7 @@ class BinanceConnection:
         return link
 
     async def _stay(self, link: Link) -> None:
-        """Returns when no link is left; each is replaced before the exchange ends it."""
+        """Replace each link before the exchange ends its socket; returns when the last link has ended."""
         rotate_s = self._rng.uniform(*self._timings.rotate_after_s)
         not_before_s = 0.0
         while not link.ended:
@@ -338,21 +339,21 @@ class BinanceConnection:
             self._failed(f"the connection to the exchange ended with code {link.socket.close_code}")
 
     async def _overlap(self, link: Link, successor: Link) -> None:
-        """Returns when the successor carries everything and has brought data, or either of the two has ended."""
+        """Returns when the successor carries every stream and has received data, or when either link has ended."""
         began_s = self._monotonic()
         while not (link.ended or successor.ended):
             passed_s = self._monotonic() - began_s
             complete = successor.attached >= self._wanted.keys()
-            if complete and successor.leaving:
-                return  # it will not get older: the next one takes over from it
-            if complete and successor.heard and passed_s >= self._timings.overlap_least_s:
+            if complete and successor.shutdown_announced:
+                return  # the exchange ends it soon as well: the next link takes over
+            if complete and successor.received and passed_s >= self._timings.overlap_least_s:
                 return
             if complete and passed_s >= self._timings.overlap_most_s:
-                return  # nothing was brought by either, or it shows as stale soon
+                return  # no stream has data, or the successor's streams become stale soon
             await self._wait(1.0)
 
     async def _wait(self, most_s: float) -> None:
-        """Until something of the links changes, or `most_s` have passed."""
+        """Returns when the state of a link changes, after `most_s` at the latest."""
         self._event.clear()
         try:
             async with asyncio.timeout(most_s):
@@ -369,7 +370,7 @@ class BinanceConnection:
             await link.end()
 
     async def _carry(self, link: Link) -> None:
-        """Receive, and keep subscribed, until the link ends."""
+        """Receive frames and keep the streams subscribed, until the link ends."""
         loop, work = asyncio.get_running_loop(), partial(self._keep_subscribed, link)
         subscriber = self._bulkheads.begin(loop, work, part=Part.CONNECTION, name=f"subscribe {self._url}")
         try:
@@ -379,18 +380,18 @@ class BinanceConnection:
                 elif message.type is aiohttp.WSMsgType.BINARY:
                     self._quarantine("it is binary")
         except (aiohttp.ClientError, ConnectionError) as error:
-            # A ping is answered on a transport that is closing already, after a pause of this process for example.
+            # Raised when a ping is answered on a closing transport, after a pause of this process for example.
             log.warning("stream.connection_broken", "the connection broke: %r", error, url=self._url)
         finally:
             subscriber.cancel()
             self._links.remove(link)
             self._lose(link)
-            self._tell_failing(self._not_carried())
+            self._report_failing(self._not_attached())
             await asyncio.wait([subscriber])
             await link.socket.close()
 
     def _lose(self, link: Link) -> None:
-        """Tell of the streams that no other link carries."""
+        """Report the streams of an ended link that no other link carries as lost."""
         carried = set[str]().union(*(other.attached for other in self._links))
         gone = [self._wanted[name] for name in link.sent if name in self._wanted and name not in carried]
         lost = [series for stream in gone for series in (stream.series, *stream.others)]
@@ -398,21 +399,21 @@ class BinanceConnection:
             self._callbacks.lost(lost)
 
     def _failed(self, reason: str) -> None:
-        """Remember and tell why streams are not carried."""
+        """Keep and report the reason why streams are not attached."""
         self._failure = reason
-        self._tell_failing(self._not_carried())
+        self._report_failing(self._not_attached())
 
-    def _tell_failing(self, series: Sequence[SeriesId]) -> None:
+    def _report_failing(self, series: Sequence[SeriesId]) -> None:
         if self._failure is not None and series:
             self._callbacks.failing(series, self._failure)
 
-    def _not_carried(self) -> list[SeriesId]:
+    def _not_attached(self) -> list[SeriesId]:
         carried = set[str]().union(*(link.attached for link in self._links))
         streams = [stream for name, stream in self._wanted.items() if name not in carried]
         return [series for stream in streams for series in (stream.series, *stream.others)]
 
     async def _keep_subscribed(self, link: Link) -> None:
-        """Send the difference between what is wanted and what was sent, whenever it changes, at a pace."""
+        """Whenever the wanted streams change, send the difference to the requested ones, in paced messages."""
         try:
             while True:
                 await link.changed.wait()
@@ -422,26 +423,27 @@ class BinanceConnection:
                 for names in portions(dropped):
                     for name in names:
                         link.attached.discard(name)
-                        if name not in renewed:  # of one that is renewed, what is under way is still taken
+                        if name not in renewed:  # frames in flight of a renewed stream still count
                             del link.sent[name]
                     await link.ask("UNSUBSCRIBE", names)
                 missing = [name for name in self._wanted if name not in link.sent or name in renewed]
                 for names in portions(missing):
-                    # Known before the answer: the first push may overtake it.
+                    # Noted before the answer, because the first frame may arrive before the answer.
                     link.sent.update(dict.fromkeys(names))
                     await link.ask("SUBSCRIBE", names)
                     self._attach(link, names)
         except (aiohttp.ClientError, ConnectionError, TimeoutError, Refused) as error:
             reason = why_not_subscribed(self._url, error, self._timings.answer_timeout_s)
-            # A connection that breaks is the same trouble for each stream; a refusal is logged each time.
+            # A broken connection has one cause for all streams, which logs once; a refusal is logged each time.
             problem = UpstreamError(reason, cause=None if isinstance(error, Refused) else reason)
             log.warning("stream.subscribe_failed", "streams cannot be subscribed", url=self._url, error=problem)
             self._failed(reason)
         finally:
-            await link.socket.close()  # also after a defect: nobody would subscribe any more
+            await link.socket.close()  # also after a defect: without this task nothing is subscribed
 
     def _attach(self, link: Link, names: Sequence[str]) -> None:
-        """The exchange has acknowledged streams. Who is carried by another link meanwhile has missed nothing."""
+        """The exchange has acknowledged streams. Those that another link carries were attached all along, so they are
+        not reported again."""
         carried = set[str]().union(*(other.attached for other in self._links if other is not link))
         link.attached.update(names)
         self._failure = None
@@ -463,10 +465,10 @@ class BinanceConnection:
             self._counts.frames += 1
             if message.flow_fault is not None:
                 self._leave_flow_out(message.series, message.flow_fault)
-            if not link.heard:
-                link.heard = True
+            if not link.received:
+                link.received = True
                 self._event.set()
-            # Read before: a defect in the callback drops the series.
+            # Read before the callback, because a defect in it drops the series.
             others = self._wanted[self._names[message.series]].others
             self._callbacks.event(message)
             for other in others:
@@ -475,11 +477,11 @@ class BinanceConnection:
         elif isinstance(message, Answer):
             link.answered(message)
         elif isinstance(message, Shutdown):
-            link.leaving = True
+            link.shutdown_announced = True
             self._event.set()
 
     def _leave_flow_out(self, series: SeriesId, reason: str) -> None:
-        """Count a candle that is taken without its order flow, and log a line now and then."""
+        """Count a candle that is taken without its order flow; log it, throttled."""
         self._counts.flow_left_out += 1
         suppressed = self._log_limit.allow("order flow", self._monotonic())
         if suppressed is not None:
@@ -492,7 +494,7 @@ class BinanceConnection:
             )
 
     def _quarantine(self, reason: str) -> None:
-        """Count a frame that is none, and say so now and then. The connection lives on."""
+        """Count an invalid frame and log it, throttled. The connection goes on."""
         self.quarantined += 1
         self._counts.quarantined += 1
         suppressed = self._log_limit.allow("frame", self._monotonic())

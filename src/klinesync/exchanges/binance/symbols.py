@@ -1,7 +1,7 @@
-"""SymbolTable: the names of one market's symbols, ours and the exchange's, there and back. Pure.
+"""SymbolTable: maps our names of one market's symbols to the exchange's, and back. Pure.
 
-A name is taken from what the exchange lists, never made by joining or splitting texts: `BTCUSDT_250328` is
-`BTC/USDT:USDT-250328` because the exchange says of what it consists.
+A name is made from the assets that the exchange lists, never by joining or splitting symbols: `BTCUSDT_250328` is
+`BTC/USDT:USDT-250328` because the listing names its assets and its delivery date.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from klinesync.exchanges.exchange import Listing
 
 
 class SymbolTable:
-    """One list of symbols. Each name stands for exactly one symbol of the exchange, and each of those has one name.
+    """One list of symbols. Each name has exactly one symbol of the exchange, and the other way round.
 
-    listings: what the exchange lists. Of several symbols under one name the one counts that is written as its pair;
-    where there is none, and of symbols that differ in capitals alone (their streams would be one), none counts.
+    listings: the exchange's list. Where several symbols have one name, only the symbol that is written as its pair
+        counts. Symbols that differ only in capitals do not count, because they would share a stream name.
     """
 
     def __init__(self, listings: Iterable[Listing] = ()) -> None:
@@ -32,7 +32,7 @@ class SymbolTable:
         ]
         unclear = {id(listing) for listing in self.ambiguous}
         self._by_name = {listing.symbol: listing for listing in listings if id(listing) not in unclear}
-        self._by_id = {one.symbol_id: one for one in self._by_name.values()}
+        self._by_id = {listing.symbol_id: listing for listing in self._by_name.values()}
 
     @property
     def by_name(self) -> Mapping[str, Listing]:
@@ -51,13 +51,13 @@ class SymbolTable:
 
 
 def _plain_id(listing: Listing) -> str:
-    """How the exchange usually writes such a symbol."""
+    """The exchange's usual spelling of such a symbol."""
     day = listing.symbol.rpartition("-")[2]
     return listing.base_asset + listing.quote_asset + (f"_{day}" if listing.kind == "delivery" else "")
 
 
 def coin_margined(series: SeriesId) -> str | None:
-    """Why a coin-margined contract cannot be had, as a sentence; None for any other series.
+    """Why a coin-margined contract is not available, as a sentence; None for any other series.
 
     Such a contract is settled in its base asset: `BTC/USD:BTC`, `BTC/USD:BTC-250328`.
     """

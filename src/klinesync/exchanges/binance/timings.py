@@ -14,7 +14,7 @@ from klinesync.exchanges.exchange import Urgency
 RECONNECT = Backoff(initial_s=0.25, most_s=30.0, jitter=0.5)
 # Backoff of a request without an answer, or with an error of the server.
 REPEAT = Backoff(initial_s=0.5, most_s=1.0, jitter=0.5)
-# Longest time that a user's request waits for its turn, or for a host that wants to be left alone.
+# Longest time, in seconds, that a user's request waits for room in the weight budget, or for the end of a cooldown.
 READ_PATIENCE_S = 10.0
 LONGEST_BLOCK_S: Mapping[Urgency, float] = dict.fromkeys(Urgency, 120.0) | {Urgency.READ: READ_PATIENCE_S}
 
@@ -28,10 +28,10 @@ class StreamTimings:
     rotate_after_s: shortest and longest life of a socket, drawn anew for each, by either clock: the exchange ends a
         socket after 24 hours of its time.
     rotate_check_s: interval of checks whether a socket is to be replaced.
-    overlap_least_s, overlap_most_s: how long two sockets overlap, at least and at most, until the new one has brought
-        data.
-    successor_retry_s: interval of tries to connect a new socket.
-    names_retry_s: interval of requests for the exchange's name of a wanted series that is not listed yet.
+    overlap_least_s, overlap_most_s: shortest and longest overlap of two sockets; within these it ends when the new
+        socket has received data.
+    successor_retry_s: interval of attempts to connect the socket that replaces another.
+    names_retry_s: interval of requests for the exchange's symbol of a wanted series that is not listed yet.
     """
 
     reconnect: Backoff = RECONNECT
@@ -50,10 +50,10 @@ class RestTimings:
 
     ask_time_every_s: shortest time between two requests for a market's time.
     repeat: backoff of a request without an answer, or with an error of the server.
-    read_patience_s: longest time that a user's request waits for its turn.
-    longest_block_s: longest wait, by urgency, for a host that wants to be left alone. A request for which the host asks
-        for more fails at once, and its owner learns for how long. A repair waits like the others, because no other
-        request could replace it.
+    read_patience_s: longest time that a user's request waits for room in the weight budget.
+    longest_block_s: longest wait for the end of a cooldown, by urgency. A request whose cooldown is longer fails at
+        once, and the error says how long it is. A repair waits like the others, because no other request could replace
+        it.
     """
 
     ask_time_every_s: float = 1.0

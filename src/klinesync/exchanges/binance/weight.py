@@ -1,9 +1,8 @@
-"""The request weight that an exchange allows an address in a minute, and whose request is sent next.
+"""The weight budget of a host: how much request weight may be used in a minute, and which request is sent next.
 
-One budget stands for one host. The minute is the exchange's, and what is used of it the exchange tells with each
-answer; on top of that comes what was sent and not yet told of. Others may use the same address, so that we keep to a
-share of the limit; and of that share the less urgent may fill only a part, so that a request that live candles wait
-for finds room at once.
+The minute is the exchange's. Each answer reports the weight used in it; the weight of requests in flight is added to
+that. Other processes may use the same address, so the service keeps to a share of the limit. Less urgent requests may
+fill only a part of that share, so that a repair, which live candles wait for, always finds room.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from klinesync.exchanges.exchange import Errand, RestStatus, Urgency
 
 MINUTE_MS = 60_000
 
-# Of the limit: what we use at most. The rest is for others behind the same address.
+# Largest share of the limit that the service uses. The rest is for other processes at the same address.
 SHARE = 0.8
-# Of our share: how far requests of that urgency may fill it.
+# The part of that share up to which requests of each urgency may fill it.
 PART: Mapping[Urgency, float] = {
     Urgency.REPAIR: 1.0,
     Urgency.READ: 0.9,
@@ -28,22 +27,26 @@ PART: Mapping[Urgency, float] = {
     Urgency.FILL: 0.7,
     Urgency.DEEP: 0.5,
 }
-# A request that has waited for this long, in seconds, counts as a `SWEEP`: where more urgent requests fill the part of
-# less urgent ones in every minute, these would wait for ever.
+# Seconds in the queue after which a request counts as a `SWEEP`. Otherwise a request would starve where more urgent
+# ones fill its part of the budget in every minute.
 STARVED_S = 120.0
-# Requests under way at once, to one host; and how many of those places are kept for what somebody waits for.
-AT_ONCE = 4
-KEPT_FREE = 1
-# Most waiting requests of a host.
+# Most requests in flight to one host, and how many of these places are reserved for repairs and reads.
+MAX_IN_FLIGHT = 4
+RESERVED = 1
+# Most queued requests of a host.
 MAX_WAITING = 5000
-# An exchange bans for three days at most; a longer Retry-After is nonsense.
+# Longest Retry-After that is believed, in seconds: an exchange bans for three days at most.
 LONGEST_RETRY_AFTER_S = 3 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class MarketWeights:
-    """What one market allows in a minute, and what its requests weigh. `klines`: page sizes up to which a page weighs
-    so much, ascending."""
+    """The weight limit of one market and the weights of its requests.
+
+    limit: weight that the market allows in a minute.
+    time, exchange_info, tickers: weight of one such request.
+    klines: pairs (largest page size, weight of a page), ascending.
+    """
 
     limit: int
     time: int
@@ -56,9 +59,14 @@ class MarketWeights:
         return next((weight for most, weight in self.klines if limit <= most), self.klines[-1][1])
 
     def page_size(self, expected: int | None, best: int) -> int:
-        """The page size to ask for: `best`, which has the least weight per candle, or less where `expected` rows fit
-        into a page that weighs less. It is one below the step: whether a step belongs to the lighter pages is told one
-        way and measured the other."""
+        """The page size to request: `best`, or less where the expected rows fit into a lighter page.
+
+        A lighter page is one row smaller than its step: the exchange documents the step itself as light, but charges
+        it as heavy.
+
+        expected: number of rows that may come; None where it is not known.
+        best: the page size with the least weight per candle.
+        """
         if expected is not None:
             for most, weight in self.klines:
                 if expected < most and weight < self.page(best):
@@ -73,7 +81,11 @@ WEIGHTS: Mapping[str, MarketWeights] = {
 
 
 class Now(NamedTuple):
-    """The time: the exchange's as estimated, in ms, None while nothing is known of it; and ours, monotonic seconds."""
+    """The present time.
+
+    exchange_ms: estimated time of the exchange, in UTC ms; None while it is not known.
+    monotonic_s: our monotonic clock, in seconds.
+    """
 
     exchange_ms: int | None
     monotonic_s: float
@@ -86,35 +98,43 @@ class Now(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """One request: it waits, then is under way. `sent`: the exchange may have counted it; `answered`: it has
-    told what is used. `queued`: it has a place of its own. `kind`: what is asked for (`klines`); `joined_s`: since when
-    it waits; `went_s`: when it was let go; both monotonic."""
+    """One request: first queued, then in flight.
+
+    errand: the purpose of the request, with its urgency.
+    weight: request weight.
+    queued: whether it takes a place of its own among the requests in flight.
+    kind: the endpoint, `klines` for example.
+    joined_s: when it was queued, monotonic seconds.
+    granted_s: when it was granted, monotonic seconds.
+    sent: whether it was sent, so that the exchange may have counted its weight.
+    answered: whether its answer has begun, which reports the used weight.
+    epoch, reported_at_send, unanswered_at_send: the counts of `WeightBudget` when it was sent.
+    """
 
     errand: Errand
     weight: int
     queued: bool = True
     kind: str = ""
     joined_s: float = float("inf")
-    went_s: float = 0.0
+    granted_s: float = 0.0
     sent: bool = False
     answered: bool = False
-    # What was known when it was sent, see `WeightBudget`.
     epoch: int = 0
-    told: int = 0
-    lost: int = 0
+    reported_at_send: int = 0
+    unanswered_at_send: int = 0
 
     def urgency(self, now: Now) -> Urgency:
-        """Its urgency, raised after `STARVED_S` of waiting."""
+        """The urgency of the request, raised after `STARVED_S` in the queue."""
         urgency = self.errand.urgency
         return urgency if now.monotonic_s - self.joined_s <= STARVED_S else min(urgency, Urgency.SWEEP)
 
 
 class WeightBudget:
-    """The weight of one host, and the line of those who wait for it.
+    """The weight budget of one host, and the queue of requests that wait for it.
 
     limit: weight that the host allows in a minute.
-    share: how much of it we use at most.
-    max_waiting: most waiting requests; past that the least urgent is given up.
+    share: largest share of the limit that the service uses.
+    max_waiting: most queued requests; beyond that the least urgent one is dropped.
     """
 
     def __init__(self, limit: int, share: float = SHARE, max_waiting: int = MAX_WAITING) -> None:
@@ -124,113 +144,131 @@ class WeightBudget:
         self.share = share
         self.requests = 0
         self.errors: Counter[int] = Counter()
-        self._line: dict[Turn, None] = {}  # in the order of coming
-        self._under_way: set[Turn] = set()
+        self._queue: dict[Turn, None] = {}  # in the order of arrival
+        self._in_flight: set[Turn] = set()
         self._minute = 0
-        # Counts how often the exchange's count began anew: what was told before says nothing of what is used now.
+        # Number of resets of the exchange's count. Weight that was reported in an earlier epoch no longer counts.
         self._epoch = 0
-        self._told = 0
-        # Weight of requests whose answer never came, in this epoch; and how much of it is in what was told.
-        self._lost = 0
-        self._lost_told = 0
+        self._reported = 0
+        # Weight of requests of this epoch that got no answer, and how much of it the reported weight includes.
+        self._unanswered = 0
+        self._unanswered_reported = 0
         self._blocked_until_ms: int | None = None
         self._blocked_until_s = float("-inf")
 
-    # The line.
+    # The queue.
 
     def join(self, errand: Errand, weight: int, now: Now, kind: str = "") -> Turn | None:
-        """Queue a request. None when the line is full of others that are as urgent; see `crowded_out`."""
-        if len(self._line) >= self._max_waiting and errand.urgency >= self._last().errand.urgency:
+        """Queue a request. After that call `evict`, since the queue may exceed its limit by one.
+
+        errand: the purpose of the request, with its urgency.
+        weight: request weight.
+        now: the present time.
+        kind: the endpoint, `klines` for example.
+
+        Returns None when the queue is full of requests that are at least as urgent.
+        """
+        if len(self._queue) >= self._max_waiting and errand.urgency >= self._last().errand.urgency:
             return None
         turn = Turn(errand, weight, kind=kind, joined_s=now.monotonic_s)
-        self._line[turn] = None
+        self._queue[turn] = None
         return turn
 
-    def crowded_out(self) -> Turn | None:
-        """Give up the least urgent of a line that is too long."""
-        if len(self._line) <= self._max_waiting:
+    def evict(self) -> Turn | None:
+        """Drop and return the least urgent request of a queue that exceeds its limit; None when it does not."""
+        if len(self._queue) <= self._max_waiting:
             return None
         turn = self._last()
-        del self._line[turn]
+        del self._queue[turn]
         return turn
 
     def next(self, now: Now, access: Access | None = None) -> Turn | None:
-        """Who goes now: the first of the most urgent of those that `access` lets go, when there is room. It is under
-        way from now on."""
-        free = self._line.keys()
+        """Grant the oldest of the most urgent requests that `access` does not hold back; None when there is no room.
+        The granted request is in flight from now on."""
+        free = self._queue.keys()
         if access is not None:
             kinds = {kind: access.held_s(kind, now.monotonic_s) > 0.0 for kind in {turn.kind for turn in free}}
             if any(kinds.values()):
                 free = {turn: None for turn in free if not kinds[turn.kind]}.keys()
-        # Looked for each time: the urgency of those who wait may be raised.
+        # The queue is searched each time, because the urgency of a queued request may be raised.
         turn = min(free, key=lambda turn: turn.urgency(now), default=None)
         if turn is None or not self._has_room(turn, now):
             return None
-        turn.went_s = now.monotonic_s
-        del self._line[turn]
-        self._under_way.add(turn)
+        turn.granted_s = now.monotonic_s
+        del self._queue[turn]
+        self._in_flight.add(turn)
         return turn
 
-    def at_once(self, errand: Errand, weight: int, now: Now) -> Turn:
-        """A small request in the place of one that is under way; it does not wait for room."""
+    def admit_nested(self, errand: Errand, weight: int, now: Now) -> Turn:
+        """Grant a small request within another that is in flight, without waiting for room.
+
+        errand: the purpose of the outer request.
+        weight: request weight of the small one.
+        now: the present time.
+        """
         self._keep_time(now)
         turn = Turn(errand, weight, queued=False)
-        self._under_way.add(turn)
+        self._in_flight.add(turn)
         return turn
 
     def _last(self) -> Turn:
-        return max(reversed(self._line), key=_urgency)
+        return max(reversed(self._queue), key=_urgency)
 
     def _has_room(self, turn: Turn, now: Now) -> bool:
         urgency = turn.urgency(now)
         if self.blocked_s(now) > 0.0:
             return False
-        places = AT_ONCE - (KEPT_FREE if urgency > Urgency.READ else 0)
-        if sum(one.queued for one in self._under_way) >= places:
+        places = MAX_IN_FLIGHT - (RESERVED if urgency > Urgency.READ else 0)
+        if sum(other.queued for other in self._in_flight) >= places:
             return False
         used = self.used(now)
-        # In a minute that nobody has used there is room for anything, however small the share.
+        # An unused minute has room for any request, however small the share: a heavy one could never go otherwise.
         return not used or used + turn.weight <= self.limit * self.share * PART[urgency]
 
     # What happens to a request.
 
     def sent(self, turn: Turn) -> None:
-        """The request leaves."""
+        """The request is sent now."""
         turn.sent = True
-        turn.epoch, turn.told, turn.lost = self._epoch, self._told, self._lost
+        turn.epoch, turn.reported_at_send, turn.unanswered_at_send = self._epoch, self._reported, self._unanswered
         self.requests += 1
 
     def answered(self, turn: Turn, used: int | None, now: Now) -> None:
-        """An answer begins; `used` is what it tells of the weight used in the exchange's present minute."""
+        """The head of an answer has arrived.
+
+        turn: the request.
+        used: weight used in the exchange's current minute, as the answer reports it; None without a report.
+        now: the present time.
+        """
         self._keep_time(now)
         turn.answered = True
         if used is None:
-            self._lost += turn.weight
+            self._unanswered += turn.weight
             return
         of_this_epoch = turn.epoch == self._epoch
-        if used < turn.told:
+        if used < turn.reported_at_send:
             if of_this_epoch:
-                # The count went down: the exchange's minute is over, whatever our estimate of its clock says.
+                # The count went down, so the exchange's minute has ended, whatever our estimate of its clock says.
                 self._count_anew(min(self._minute, now.minute) + 1)
-            self._told = max(self._told, used)
+            self._reported = max(self._reported, used)
         elif of_this_epoch:
-            self._told = max(self._told, used)
-            self._lost_told = max(self._lost_told, turn.lost)
-        # Else it was counted in the minute before.
+            self._reported = max(self._reported, used)
+            self._unanswered_reported = max(self._unanswered_reported, turn.unanswered_at_send)
+        # Otherwise the exchange counted the request in the minute before.
 
     def over(self, turn: Turn, now: Now) -> None:
-        """The request is over: answered, failed or cancelled, at whatever point."""
+        """The request has ended: answered, failed or cancelled, also while it was queued."""
         self._keep_time(now)
-        self._line.pop(turn, None)
-        if turn in self._under_way:
-            self._under_way.remove(turn)
+        self._queue.pop(turn, None)
+        if turn in self._in_flight:
+            self._in_flight.remove(turn)
             if turn.sent and not turn.answered:
-                self._lost += turn.weight
+                self._unanswered += turn.weight
 
-    # What the exchange wants.
+    # Cooldowns.
 
     def block(self, retry_after_s: float, now: Now) -> None:
-        """Send nothing until so much time has passed, on the exchange's clock or ours."""
+        """Begin a cooldown: send nothing until `retry_after_s` have passed by the exchange's clock or by ours."""
         retry_after_s = min(retry_after_s, LONGEST_RETRY_AFTER_S)
         if self.blocked_s(now) >= retry_after_s:
             return
@@ -238,56 +276,65 @@ class WeightBudget:
         self._blocked_until_ms = None if now.exchange_ms is None else now.exchange_ms + int(retry_after_s * 1000)
 
     def blocked_s(self, now: Now) -> float:
-        """How long nothing is sent from now on; 0 when the host is free."""
+        """Remaining seconds of the cooldown; 0 without one."""
         left_s = self._blocked_until_s - now.monotonic_s
         if self._blocked_until_ms is not None and now.exchange_ms is not None:
-            # An exchange that runs faster than we do is through with it earlier.
+            # A (simulated) exchange whose clock runs faster than ours ends the cooldown earlier.
             left_s = min(left_s, (self._blocked_until_ms - now.exchange_ms) / 1000)
         return max(left_s, 0.0)
 
-    def held(self, access: Access, patience_s: float, now: Now) -> list[Turn]:
-        """Those in line that `access` holds for longer than `patience_s`. They are out of the line now."""
-        kinds = {kind: access.held_s(kind, now.monotonic_s) for kind in {turn.kind for turn in self._line}}
-        turns = [turn for turn in self._line if kinds[turn.kind] > patience_s]
+    def drop_held(self, access: Access, patience_s: float, now: Now) -> list[Turn]:
+        """Drop and return the queued requests that `access` holds back for longer than they wait.
+
+        access: holds kinds of requests back while the market refuses them or fails.
+        patience_s: longest wait, in seconds.
+        now: the present time.
+        """
+        kinds = {kind: access.held_s(kind, now.monotonic_s) for kind in {turn.kind for turn in self._queue}}
+        turns = [turn for turn in self._queue if kinds[turn.kind] > patience_s]
         for turn in turns:
-            del self._line[turn]
+            del self._queue[turn]
         return turns
 
-    def unwilling(self, longest_s: Mapping[Urgency, float], now: Now) -> list[Turn]:
-        """Those in line that will not wait until the host is free. They are out of the line now."""
+    def drop_blocked(self, longest_s: Mapping[Urgency, float], now: Now) -> list[Turn]:
+        """Drop and return the queued requests that do not wait for the end of the cooldown.
+
+        longest_s: longest wait by urgency, in seconds.
+        now: the present time.
+        """
         left_s = self.blocked_s(now)
-        turns = [turn for turn in self._line if left_s > longest_s[turn.errand.urgency]]
+        turns = [turn for turn in self._queue if left_s > longest_s[turn.errand.urgency]]
         for turn in turns:
-            del self._line[turn]
+            del self._queue[turn]
         return turns
 
-    # What is told.
+    # Status.
 
     @property
     def waiting(self) -> bool:
-        """Whether somebody is in line."""
-        return bool(self._line)
+        """Whether requests are queued."""
+        return bool(self._queue)
 
     def used(self, now: Now) -> int:
-        """Weight used in the exchange's present minute, by all behind our address, as far as it can be known."""
+        """Weight used in the exchange's current minute by all processes at our address, as far as it is known."""
         self._keep_time(now)
         return (
-            self._told
-            + (self._lost - self._lost_told)
-            + sum(turn.weight for turn in self._under_way if not turn.answered)
+            self._reported
+            + (self._unanswered - self._unanswered_reported)
+            + sum(turn.weight for turn in self._in_flight if not turn.answered)
         )
 
     def status(self, now: Now) -> RestStatus:
-        """How it all stands."""
+        """The state of the host's REST."""
         waiting = dict.fromkeys(Urgency, 0)
-        for turn in self._line:
+        for turn in self._queue:
             waiting[turn.errand.urgency] += 1
         blocked_s = self.blocked_s(now)
         return RestStatus(
             used=self.used(now),
             limit=self.limit,
             share=self.share,
-            under_way=len(self._under_way),
+            under_way=len(self._in_flight),
             waiting=waiting,
             blocked_s=blocked_s,
             blocked_until_ms=now.exchange_ms + int(blocked_s * 1000) if blocked_s and now.exchange_ms else None,
@@ -302,7 +349,7 @@ class WeightBudget:
     def _count_anew(self, minute: int) -> None:
         self._minute = max(self._minute, minute)
         self._epoch += 1
-        self._told = self._lost = self._lost_told = 0
+        self._reported = self._unanswered = self._unanswered_reported = 0
 
 
 def _urgency(turn: Turn) -> Urgency:

@@ -123,7 +123,9 @@ class Turns:
 
     def _held_error(self, kind: Kind) -> UpstreamError:
         if (left_s := self.refused_s) > 0.0:
-            return UpstreamError(f"{self._name} wants to be left alone for {left_s:.0f} s more{self._why}", 429, left_s)
+            return UpstreamError(
+                f"{self._name} is in cooldown for {left_s:.0f} s more, as it asked{self._why}", 429, left_s
+            )
         left_s = self.held_s(kind)
         return UpstreamError(f"{self._name} is in trouble and is asked again in {left_s:.0f} s{self._why}", 0, left_s)
 
