@@ -42,7 +42,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.now_s = 100.0
         self.waiting: set[Turn] = set()
         self.under_way: set[Turn] = set()
-        self.left_alone_until_s = 0.0
+        self.cooldown_until_s = 0.0
 
     @rule(target=turns, urgency=st.sampled_from(list(Urgency)), kind=st.sampled_from(list(Kind)))
     def join(self, urgency: Urgency, kind: Kind) -> Turn:
@@ -65,7 +65,7 @@ class QueueMachine(RuleBasedStateMachine):
         if turn is None:
             assert not free or self.under_way, "an idle venue that may be asked is asked"
             return
-        assert self.now_s >= self.left_alone_until_s, "nothing goes while the venue is left alone"
+        assert self.now_s >= self.cooldown_until_s, "no request is sent in a cooldown"
         assert turn in self.waiting
         assert not any(
             (one.errand.urgency, one.number) < (turn.errand.urgency, turn.number)
@@ -85,9 +85,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.over(turn)
         self.under_way.remove(turn)
         if outcome is Outcome.REFUSED:
-            self.left_alone_until_s = self.now_s + self.queue.refused_s(self.now_s)
+            self.cooldown_until_s = self.now_s + self.queue.refused_s(self.now_s)
         elif self.queue.refused_s(self.now_s) < refused_before:
-            self.left_alone_until_s = self.now_s  # a probe that was sent after the refusal was served
+            self.cooldown_until_s = self.now_s  # a probe that was sent after the refusal was served
 
     @rule(turn=consumes(turns))
     def leave(self, turn: Turn) -> None:
@@ -97,7 +97,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def refuse_the_impatient(self) -> None:
-        refused = self.queue.impatient(self.now_s)
+        refused = self.queue.drop_held(self.now_s)
         self.waiting -= set(refused)
         for one in refused:
             held_s = self.queue.held_s(one.kind, self.now_s)
@@ -173,8 +173,8 @@ def test_a_full_queue_gives_up_its_least_urgent_request() -> None:
     queue.join(Errand(Urgency.REPAIR), Kind.ROWS)
     deep = queue.join(Errand(Urgency.DEEP), Kind.ROWS)
     queue.join(Errand(Urgency.FILL), Kind.ROWS)
-    assert queue.crowded_out() is deep
-    assert queue.crowded_out() is None
+    assert queue.evict() is deep
+    assert queue.evict() is None
 
 
 @pytest.mark.parametrize("first_seed", range(0, 2000, 100))
@@ -251,7 +251,7 @@ def test_a_request_waits_for_a_budget_that_is_paced_and_is_not_given_up_for_it()
     assert queue.next(0.0) is first
     second = queue.join(Errand(Urgency.READ), Kind.ROWS, 40.0)
     assert queue.next(0.0) is None
-    assert queue.impatient(0.0) == [], "a user waits for a while, too"
+    assert queue.drop_held(0.0) == [], "a user waits for a while, too"
     wait_s = queue.wakes_s(0.0)
     assert wait_s is not None
     assert wait_s == pytest.approx(40.0 / 2.0 - USUAL_TURNS.burst_s)

@@ -331,7 +331,7 @@ async def test_the_thread_ends_also_when_something_still_waits_on_it() -> None:
     waits = asyncio.create_task(thread.call(asyncio.sleep(3600)))
     await thread.call(asyncio.sleep(0))
     await thread.stop()
-    with pytest.raises(UpstreamError, match="being left"):
+    with pytest.raises(UpstreamError, match="the thread of ccxt has ended"):
         await waits
     assert "ccxt" not in {ccxt.name for ccxt in threading.enumerate()}
 

@@ -1,9 +1,9 @@
-"""StampCheck: frames that the exchange's clock does not explain wait until the exchange was asked what time it is.
+"""StampCheck: holds back frames with doubtful stamps until the exchange has answered a request for its time.
 
-Two kinds wait. One is stamped further from what is known than time explains: a clock may have jumped (a simulated
-exchange's does; our host may have slept), or the frame lies. The other closes a candle whose end lies clearly ahead of
-REST's clock, whatever its own stamp says. All that wait share one question for the time. What the answer does not
-bear out is left out: REST shows the candle once it is final.
+Two kinds of frames are held back. The stamp of the first kind differs from the known time by more than the elapsed time
+explains: a clock has jumped (that of a simulated exchange, or this host slept), or the stamp is wrong. The second kind
+closes a candle whose end lies clearly ahead of REST's clock, whatever its stamp says. All waiting frames share one
+request for the time. A frame that the answer does not confirm is dropped; REST shows the candle once it is final.
 """
 
 from __future__ import annotations
@@ -23,23 +23,28 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# Frames that wait for the answer; past that the oldest are given up, and REST makes up for them.
+# Most frames that wait for the answer; beyond that the oldest are dropped, and REST brings their candles.
 MAX_WAITING = 10_000
-# REST is asked for its time no more often than this, in seconds (ours), whoever wants to know.
+# Shortest time between two requests for the time, in our seconds.
 ASK_EVERY_S = 1.0
-# Live does not wait longer than this for the answer. It may take long where REST is banned, and live goes on then.
+# Longest wait for the answer, in seconds: a banned REST must not stop live candles.
 ASK_TIMEOUT_S = 3.0
+# Shortest time between two log lines of one kind, in seconds.
 LOG_EVERY_S = 10.0
 
 
 class StampCheck:
     """The check of one market.
 
-    `clock`: what is known of its time, which learns from the answer. `ask` asks for that time, at most once in
-    `ask_every_s`. `believe` takes an event that is borne out, the present moment, and when the event came. `refused`
-    counts the frames that were left out for their stamps, `early` the closed candles that were left out as their end
-    lies ahead of REST's clock. `ask_every_s`: shortest time between two questions; `max_waiting`: most frames that wait
-    for the answer.
+    clock: the exchange's time; stamps and answers set this clock.
+    ask: requests the exchange's time.
+    believe: receives a confirmed event, the present time and the arrival of the event (both monotonic seconds).
+    monotonic: our clock, in seconds.
+    ask_every_s: shortest time between two requests for the time.
+    max_waiting: most frames that wait for the answer.
+
+    `refused` counts frames that were dropped for their stamps, `early` closed candles that were dropped because their
+    end lies ahead of REST's clock.
     """
 
     def __init__(
@@ -65,11 +70,11 @@ class StampCheck:
         self.early = 0
 
     def check(self, event: KlineEvent, now_s: float) -> bool:
-        """Take one event. False when it waits: then somebody must `resolve`."""
+        """Check one event. Returns False when the event waits; then `resolve` must run."""
         if event.by_rest:
             self._believe(event, now_s, now_s)
             return True
-        # Each stamp is taken in, also those of frames that wait behind another: several may bear each other out.
+        # The clock gets each stamp, also of frames that wait behind another, because several stamps may confirm a jump.
         believed = self._clock.heard(event.event_ms, now_s)
         if believed and event.series not in self._series and not self._early(event, now_s):
             self._take(event, now_s, now_s)
@@ -79,17 +84,17 @@ class StampCheck:
         return False
 
     def begin(self) -> bool:
-        """Whether the caller shall see to it that `resolve` runs: nobody does yet."""
+        """Whether the caller must run `resolve`; False when it is running already."""
         begun, self._resolving = self._resolving, True
         return not begun
 
     def abandon(self) -> None:
-        """The task that resolved is gone, perhaps before its first step."""
+        """The task of `resolve` has ended, perhaps before its first step."""
         self._resolving = False
 
     async def resolve(self) -> None:
-        """Ask the exchange, and settle what waits. While nothing at all is known of the exchange's time, frames wait
-        for more."""
+        """Request the exchange's time, then publish or drop each waiting frame. While the time is unknown, frames keep
+        waiting."""
         try:
             await asyncio.sleep(max(0.0, self._ask_every_s - self._clock.answer_age_s(self._monotonic())))
             async with asyncio.timeout(ASK_TIMEOUT_S):

@@ -1,7 +1,8 @@
-"""CcxtClient: one exchange through ccxt, in a thread of its own; what it says comes back as plain values.
+"""CcxtClient: one exchange through ccxt, on a thread of its own; its answers become plain values.
 
-ccxt takes seconds and 100 MB to import, and reads lists of thousands of symbols in one go: none of that may hold up the
-event loop of the service, so all exchanges of ccxt live on the loop of one thread. Only what is asked for is imported.
+ccxt takes seconds and 100 MB to import, and parses lists of thousands of symbols in one step. This would block the
+event loop of the service, so all exchanges of ccxt run on the event loop of one separate thread. ccxt is imported with
+the first request.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ from klinesync.runtime.log_events import Log
 Found = TypeVar("Found")
 log = Log(__name__)
 
-# Requests of one exchange under way at once; ccxt's own limiter sets their pace.
+# Most requests in flight to one exchange; ccxt's own limiter sets their pace.
 AT_ONCE = 8
-# At the end ccxt gets so long to close its connections.
+# Longest wait for ccxt to close its connections, in seconds.
 CLOSE_TIMEOUT_S = 5.0
 
 
 @runtime_checkable
 class KeepsMarkets(Protocol):
-    """ccxt's own list of symbols, by which it names them in requests: a reload replaces it, whatever was answered."""
+    """An exchange object with a list of symbols, by which ccxt names them in requests. A reload replaces the list with
+    any answer, also with an incomplete one."""
 
     markets: Mapping[str, Mapping[str, object]] | None
 
@@ -57,16 +59,16 @@ class KeepsMarkets(Protocol):
         ...
 
 
-# Says why an answer is no whole list of a market (None: it is one), given the market, its symbols by our names, and
-# whether the exchange should have symbols there.
+# Judges whether an answer is a complete list of a market: (market, listings by our names, whether symbols are expected)
+# -> the reason why it is not, or None.
 JudgeList = Callable[[str, Mapping[str, Listing], bool], str | None]
-# ccxt's word for our markets.
+# ccxt's names of our markets.
 KINDS = {"spot": "spot", "futures": "swap"}
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Rows, and when the exchange's server sent an answer last (`Date`), in ms."""
+    """Rows, and the newest `Date` header of the exchange, in UTC ms."""
 
     rows: list[Row]
     date_ms: int | None
@@ -74,7 +76,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What ccxt says of an exchange. `rate_limit_s`: the least time between two requests."""
+    """The features of an exchange by ccxt.
+
+    history, time, watch, unwatch, tickers: whether it has rows, its time, streams, unsubscribing and tickers.
+    timeframes: codes of its timeframes; None: ccxt does not say.
+    rate_limit_s: shortest time between two requests, in seconds.
+    """
 
     history: bool
     time: bool
@@ -86,13 +93,13 @@ class Abilities:
 
 
 class CcxtClient:
-    """One exchange of ccxt. Every method raises `UpstreamError`, and nothing else of ccxt's.
+    """One exchange of ccxt. Every method raises `UpstreamError` in place of ccxt's errors.
 
     name: ccxt's name of the exchange.
-    thread: where its object lives.
-    monotonic: our clock.
-    make: makes its object, on the thread; by default one of ccxt's classes.
-    turns: when requests go.
+    thread: runs the exchange object.
+    monotonic: our clock, in seconds.
+    make: makes the exchange object, on the thread; by default one of ccxt's classes.
+    turns: backoff and limits of requests.
     """
 
     def __init__(
@@ -110,7 +117,7 @@ class CcxtClient:
         self._is_ccxt = make is None or getattr(make, "func", make) is ccxt_exchange
         self._exchange: Ccxt | None = None
         self._closed = False
-        self.requests = 0  # over REST, as far as they are ours: ccxt may make several of one
+        self.requests = 0  # requests of REST that the client made; ccxt may send several for one
         self._errors: Counter[int] = Counter()
         self.venue = venue(name)
         self.turns = Turns(name, AT_ONCE, monotonic, turns)
@@ -118,7 +125,7 @@ class CcxtClient:
         self._monotonic = monotonic
 
     async def abilities(self) -> Abilities:
-        """What the exchange can do. Imports ccxt."""
+        """The features of the exchange. Imports ccxt."""
 
         async def look(exchange: Ccxt) -> Abilities:
             has, frames = exchange.has, exchange.timeframes
@@ -138,7 +145,7 @@ class CcxtClient:
         return can
 
     async def now_ms(self, errand: Errand) -> int:
-        """The exchange's time, asked now."""
+        """The exchange's time, requested now, in UTC ms."""
 
         async def ask(exchange: Ccxt) -> int:
             stamp_ms = await exchange.fetch_time()
@@ -151,11 +158,12 @@ class CcxtClient:
     async def listings(
         self, errand: Errand, *, again: bool, judge: JudgeList = lambda _market, _listings, _expected: None
     ) -> dict[str, dict[str, Listing]]:
-        """What it lists, by market and our symbol: pairs on spot, swaps on futures. Markets of which the answer is no
-        whole list are left out, and ccxt goes on with what it knew of them.
+        """The listed symbols by market and our name: pairs on spot, swaps on futures. A market whose list is incomplete
+        is left out, and ccxt keeps its previous list.
 
-        again: ask, though ccxt has a list.
-        judge: runs on ccxt's thread.
+        errand: the purpose of the request, with its urgency.
+        again: request a new list, though ccxt has one.
+        judge: judges each list, on ccxt's thread.
         """
 
         async def ask(exchange: Ccxt) -> dict[str, dict[str, Listing]]:
@@ -180,7 +188,7 @@ class CcxtClient:
         return await self._request("loadMarkets", Kind.LISTINGS, errand, ask)
 
     async def most_rows(self, series: SeriesId) -> int | None:
-        """How many rows one answer holds at most; None when ccxt does not know."""
+        """The most rows of one answer; None when ccxt does not know the limit."""
 
         async def look(exchange: Ccxt) -> int | None:
             most = exchange.feature_value(ccxt_symbol(series), "fetchOHLCV", "limit")
@@ -194,42 +202,44 @@ class CcxtClient:
         start: int | None,
         limit: int | None,
         errand: Errand,
-        looked_into: int = 0,
+        charged: int = 0,
         *,
         not_empty: bool = False,
     ) -> Answer:
-        """Rows of a series.
+        """Request rows of a series.
 
-        start: the open time in UTC seconds from which on; None: the newest.
-        limit: how many rows at most; None: as many as the exchange likes.
-        looked_into: how many candles the venue charges for.
-        not_empty: whether the exchange has shown rows from `start` on before, so that an answer without any is wrong.
+        series: the series.
+        start: first open time, in UTC seconds; None: the newest rows.
+        limit: most rows; None: the exchange's own limit.
+        errand: the purpose of the request, with its urgency.
+        charged: number of candles that the venue charges for.
+        not_empty: whether the exchange has shown rows from `start` on before, so that an empty answer is wrong.
         """
 
         async def ask(exchange: Ccxt) -> Answer:
             since_ms = None if start is None else start * 1000
-            told = await exchange.fetch_ohlcv(ccxt_symbol(series), series.timeframe.code, since_ms, limit)
-            rows = [plain_row(row) for row in told]
+            answer = await exchange.fetch_ohlcv(ccxt_symbol(series), series.timeframe.code, since_ms, limit)
+            rows = [plain_row(row) for row in answer]
             if rows and not any(row and row[0] is not None for row in rows):
-                # ccxt makes rows of anything: of the letters of an HTML page, where a venue sends lists.
+                # ccxt makes rows of any iterable, also of the letters of an HTML page in place of a list.
                 raise UpstreamError(f"{self.name}: the answer to fetchOHLCV of {series} cannot be understood")
             if not_empty and not rows:
                 raise UpstreamError(
                     f"{self.name}: the answer to fetchOHLCV of {series} lacks rows that were there before"
                 )
-            # Another answer may have come since: then its date is even later, and the exchange's all the same.
+            # The headers may be those of a later answer: its date is later, and the exchange's as well.
             return Answer(rows, date_ms(header(exchange.last_response_headers, "date")))
 
-        weight = self.venue.weight(Kind.ROWS, series.market, looked_into)
+        weight = self.venue.weight(Kind.ROWS, series.market, charged)
         return await self._request(f"fetchOHLCV of {series}", Kind.ROWS, errand, ask, weight)
 
     async def tickers(self, symbols: Mapping[str, str], errand: Errand) -> list[Ticker]:
-        """The last 24 hours; `symbols` are the exchange's by ccxt's."""
+        """The tickers of the last 24 hours. `symbols`: the exchange's symbols by ccxt's."""
 
         async def ask(exchange: Ccxt) -> list[Ticker]:
-            told = await exchange.fetch_tickers(list(symbols))
+            answer = await exchange.fetch_tickers(list(symbols))
             found = []
-            for symbol, ticker in told.items():
+            for symbol, ticker in answer.items():
                 if symbol not in symbols or not isinstance(ticker, Mapping):
                     continue
                 numbers = plain_row([ticker.get(name) for name in ("last", "quoteVolume", "percentage")])
@@ -241,7 +251,7 @@ class CcxtClient:
         return await self._request("fetchTickers", Kind.TICKERS, errand, ask)
 
     async def watch(self, series: SeriesId) -> list[Row]:
-        """The next rows that the exchange pushes."""
+        """Wait for the next rows that the exchange pushes; subscribes the stream with the first call."""
 
         async def ask(exchange: Ccxt) -> list[Row]:
             return [plain_row(row) for row in await exchange.watch_ohlcv(ccxt_symbol(series), series.timeframe.code)]
@@ -249,7 +259,7 @@ class CcxtClient:
         return await self._call(f"watchOHLCV of {series}", ask)
 
     async def unwatch(self, series: SeriesId) -> None:
-        """Unsubscribe what `watch` has subscribed."""
+        """Unsubscribe the stream that `watch` has subscribed."""
 
         async def ask(exchange: Ccxt) -> None:
             await exchange.un_watch_ohlcv(ccxt_symbol(series), series.timeframe.code)
@@ -257,7 +267,7 @@ class CcxtClient:
         await self._call(f"unWatchOHLCV of {series}", ask)
 
     async def close(self) -> None:
-        """Close its connections; whatever still waits for an answer gets an `UpstreamError`."""
+        """Close the connections; requests that still wait for an answer raise `UpstreamError`."""
         self._closed = True
         exchange = self._exchange
         if exchange is None:
@@ -274,7 +284,7 @@ class CcxtClient:
             )
 
     def status(self) -> RestStatus:
-        """How its REST stands. What ccxt sends on its own is not counted."""
+        """The state of REST. Requests that ccxt sends on its own are not counted."""
         blocked_s = self.turns.refused_s
         return RestStatus(
             used=None,
@@ -327,13 +337,13 @@ class CcxtClient:
             installed = offers_exchange(self.name) is not None
             raise UpstreamError(f"ccxt has no exchange {self.name}" if installed else NOT_INSTALLED, 400)
         exchange = self._make(self.name)
-        if self._closed:  # meanwhile: the import takes seconds
+        if self._closed:  # closed during the import, which takes seconds
             raise UpstreamError(f"{self.name}: the exchange is closed")
         self._exchange = exchange
         return exchange
 
     async def _guarded(self, what: str, ask: Callable[[], Awaitable[Found]]) -> Found:
-        """The answer of ccxt, on its thread; whatever it raises as an `UpstreamError`."""
+        """Call ccxt on its thread; its errors become `UpstreamError`."""
         try:
             return await ask()
         except UpstreamError:
@@ -341,21 +351,21 @@ class CcxtClient:
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            # ccxt ends a connection by cancelling what waits for it.
+            # ccxt ends a connection by cancelling the calls that wait for it.
             raise UpstreamError(f"{self.name}: {what}: the connection was ended") from None
-        except Exception as error:  # ccxt reads answers it does not expect with whatever error comes of it
+        except Exception as error:  # ccxt raises any error on an unexpected answer
             headers = None if self._exchange is None else self._exchange.last_response_headers
             raise upstream_error(f"{self.name}: {what}", error, header(headers, "retry-after")) from error
 
 
 def _is_of(item: Mapping[str, object], markets: Sequence[str]) -> bool:
-    """Whether one of ccxt's markets is of these kinds, or of one that is not ours."""
+    """Whether an item of ccxt's list belongs to these markets, or to a market that is not ours."""
     kinds = [KINDS[market] for market in markets]
     return any(item.get(kind) is True for kind in kinds) or not any(item.get(kind) is True for kind in KINDS.values())
 
 
 def _listing(exchange: str, item: object, market: str) -> Listing | None:
-    """One of ccxt's markets; None for one of another kind, and for one that no series id can name."""
+    """The listing of an item of ccxt's list; None for an item of another market, or that no series id can name."""
     if not isinstance(item, Mapping):
         return None
     spot, swap = item.get("spot") is True, item.get("swap") is True

@@ -20,10 +20,11 @@ MARKETS = ("spot", "futures")
 class CcxtEntry:
     """Makes exchanges by ccxt's names.
 
-    makers: make exchange objects in place of ccxt's own classes, by name: a test's, or one that ccxt does not have.
+    makers: makers of exchange objects by name, in place of ccxt's own classes: for tests, or where ccxt lacks an
+        exchange.
     timings: waits and intervals of each exchange.
     proxies: the proxies of all requests; by default none.
-    thread: where the exchange objects live, by default a thread of its own.
+    thread: runs the exchange objects; by default a new one.
     """
 
     names: frozenset[str] = frozenset()
@@ -40,7 +41,7 @@ class CcxtEntry:
         self._makers = makers or {}
         self._timings = timings
         self._thread = thread or CcxtThread()
-        self._found: set[str] = set()  # no more than ccxt has
+        self._found: set[str] = set()  # bounded by the exchanges of ccxt
 
     def refusal(self, name: str) -> str | None:
         """See `ExchangeEntry`. Imports nothing."""

@@ -1,4 +1,4 @@
-"""CcxtExchange: any exchange that ccxt knows. Live candles are proven by REST, whoever brings them first."""
+"""CcxtExchange: any exchange that ccxt knows. REST proves live candles, also those that a stream has pushed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from klinesync.exchanges.exchange import (
 
 
 class CcxtExchange(CcxtRest, Exchange):
-    """One exchange: its REST, and connections that ask the same REST. Whoever makes it closes it."""
+    """One exchange: its REST, and connections that use the same REST. Its owner must call `close`."""
 
     async def close(self) -> None:
         """Close its connections."""
@@ -31,7 +31,7 @@ class CcxtExchange(CcxtRest, Exchange):
         return CcxtConnection(self, market, callbacks, self._counts[market])
 
     def streams(self) -> Mapping[str, StreamCounts]:
-        """See `Exchange`. What is polled counts as streamed."""
+        """See `Exchange`. Polled candles count as streamed."""
         return self._counts
 
     def rest(self) -> Mapping[str, RestStatus]:

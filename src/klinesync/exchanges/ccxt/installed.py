@@ -1,4 +1,4 @@
-"""What the installed ccxt has, and the part of its exchange objects that is used."""
+"""The exchanges of the installed ccxt, and the protocol of its exchange objects as far as they are used."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from klinesync.runtime.proxies import Proxies
 
 Found = TypeVar("Found")
 
-# Exchanges of ccxt extend others, no more than so many deep.
+# Deepest inheritance of ccxt's exchange classes that is searched.
 MOST_PARENTS = 5
-# How a file of ccxt says whether the exchange has OHLCV, and which exchange it extends.
+# Patterns in a file of ccxt: whether the exchange has OHLCV, and which exchange it extends.
 _HAS_OHLCV = re.compile(r"^\s+'fetchOHLCV': (True|False|None|'emulated'),", re.MULTILINE)
 _PARENT = re.compile(r"^class \w+\((\w+)[,)]", re.MULTILINE)
 NOT_INSTALLED = "exchanges other than binance need ccxt, which is not installed: pip install 'klinesync[ccxt]'"
-# ccxt gives up a request after so long, in ms.
+# Timeout of a request of ccxt, in ms.
 TIMEOUT_MS = 10_000
 
 
@@ -39,7 +39,7 @@ class Ccxt(Protocol):
         ...
 
     def feature_value(self, symbol: str, method: str, parameter: str) -> object:
-        """What is known of a method's limits."""
+        """A limit of a method, `limit` of `fetchOHLCV` for example."""
         ...
 
     async def fetch_time(self) -> int | None:
@@ -57,7 +57,7 @@ class Ccxt(Protocol):
         ...
 
     async def watch_ohlcv(self, symbol: str, timeframe: str) -> Sequence[Row]:
-        """The rows that are new since the last call, once there are any."""
+        """Wait for rows that are new since the last call."""
         ...
 
     async def un_watch_ohlcv(self, symbol: str, timeframe: str) -> object:
@@ -81,8 +81,8 @@ def offers_exchange(name: str) -> bool | None:
 
 
 def offers_history(name: str) -> bool | None:
-    """Whether ccxt's exchange of that name has OHLCV, as its file says, or that of the exchange which it extends; None
-    when they do not say. Imports nothing."""
+    """Whether ccxt's exchange of that name has OHLCV, by its source file or that of the exchange which it extends; None
+    when neither says so. Imports nothing."""
     spec = find_spec("ccxt")
     folders = [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
     for _ in range(MOST_PARENTS):
@@ -90,8 +90,8 @@ def offers_history(name: str) -> bool | None:
         if path is None:
             return None
         text = path.read_text(encoding="utf-8", errors="replace")
-        if (told := _HAS_OHLCV.search(text)) is not None:
-            return told[1] == "True"
+        if (match := _HAS_OHLCV.search(text)) is not None:
+            return match[1] == "True"
         if (parent := _PARENT.search(text)) is None:
             return None
         name = parent[1]
@@ -99,18 +99,19 @@ def offers_history(name: str) -> bool | None:
 
 
 def ccxt_exchange(name: str, *, proxies: Proxies | None = None) -> Ccxt:
-    """A new exchange object of ccxt, with its stream methods where there are any. Takes seconds for the first one.
+    """A new exchange object of ccxt, with stream methods where ccxt has them. The first call takes seconds.
 
-    proxies: those of the environment; None, or no proxies: hosts are asked directly, as ccxt does by itself. For REST
-        ccxt's HTTP library applies the same variables; that library knows no proxy of `wss://` addresses, so a stream
-        gets the proxy by name.
+    name: ccxt's name of the exchange.
+    proxies: the proxies of the environment; None: hosts are connected directly, as ccxt does by default. For REST
+        ccxt's HTTP library reads the same variables; it has no proxy for `wss://` addresses, so a stream gets the proxy
+        by name.
     """
     module = import_module("ccxt.pro")
     make = getattr(module, name, None) or getattr(import_module("ccxt.async_support"), name)
     settings: dict[str, object] = {"enableRateLimit": True, "timeout": TIMEOUT_MS}
     if proxies is not None and proxies.named:
         settings["aiohttp_trust_env"] = True
-        # The host of a stream is ccxt's secret until the stream is opened: NO_PROXY is asked for the exchange's name.
+        # ccxt does not tell the host of a stream before the stream is opened, so NO_PROXY is matched with the name.
         proxy = proxies.proxy_for(f"wss://{name}")
         if proxy is not None:
             settings["wssProxy"] = proxy.with_login

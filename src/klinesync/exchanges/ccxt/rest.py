@@ -1,4 +1,4 @@
-"""CcxtRest: the REST of any exchange that ccxt knows: time, lists, history, and at what pace it is polled."""
+"""CcxtRest: the REST of any exchange that ccxt knows: its time, lists and history, and the interval of polls."""
 
 from __future__ import annotations
 
@@ -45,24 +45,30 @@ from klinesync.runtime.single_flight import SingleFlight
 
 log = Log(__name__)
 
-# Most answers to the question for the time until the clock is known: two that agree.
+# Most requests for the time until the clock is known: two answers must agree.
 TIME_ANSWERS = 6
-# Polls of candles in progress take at most this share of the requests that the exchange allows; less where closes take
-# much, down to the least; and this share is taken by neither.
+# Largest and smallest share of the allowed requests for polls of forming candles (less where closes take many), and the
+# share that neither polls nor closes use.
 POLL_SHARE = 0.5
 LEAST_POLL_SHARE = 0.05
 SPARE_SHARE = 0.1
-# The fewest rows of an answer: the newest two are proven by a clock alone, and the first is that of the one before.
+# Fewest rows of an answer: only a clock proves the newest two, and the first one repeats the last of the page before.
 LEAST_ROWS = 4
-# Bad rows and troubles are logged so often for one series.
+# Shortest time between two log lines about one series, in seconds.
 LOG_EVERY_S = 60.0
 _ANY_FRAME = Timeframe.parse("1m")
 
 
 class CcxtRest:
-    """One exchange. `clocks`, by market, learn its time; `final_margin_s`: how long after its end a row is final.
+    """The REST of one exchange. Its owner must close it.
 
-    `timings`: waits and intervals. Whoever makes it closes it.
+    client: the exchange through ccxt.
+    clocks: its time by market; answers set these clocks.
+    final_margin_s: how long after its end a row may still change, in seconds of the exchange.
+    monotonic: our clock, in seconds.
+    rng: jitter.
+    timings: waits and intervals.
+    bulkheads: contain defects.
     """
 
     def __init__(
@@ -269,8 +275,8 @@ class CcxtRest:
         if prove and can.time and self._may_prove(series, start, end, limit):
             await (self.now_ms(series.market) if clock.rest_ms is None else self._ask_time(series.market, errand))
         final_ms = clock.final_ms(self.monotonic())
-        looked_into = self._looked_into(series, start, limit)
-        answer = await self.client.rows(series, start, limit, errand, looked_into, not_empty=not_empty)
+        charged = self._charged(series, start, limit)
+        answer = await self.client.rows(series, start, limit, errand, charged, not_empty=not_empty)
         self._learn(series, answer, can)
         page = read_page(
             frame,
@@ -308,7 +314,7 @@ class CcxtRest:
             return known_ms
         return max(known_ms, min(measured_ms, newest_ms))
 
-    def _looked_into(self, series: SeriesId, start: int, limit: int | None) -> int:
+    def _charged(self, series: SeriesId, start: int, limit: int | None) -> int:
         """How many candles the venue looks into for an answer from `start` on: all up to now in an open window."""
         frame, now_ms = series.timeframe, self.clocks[series.market].estimate_ms(self.monotonic())
         if now_ms is None:
@@ -316,15 +322,19 @@ class CcxtRest:
         return min(frame.count(start, max(start, frame.floor(now_ms // 1000))) + 1, self.venue.window or limit or 0)
 
     def quarantine(self, series: SeriesId, bad: BadCandle) -> None:
-        """Count a row that is no candle, and say so now and then."""
+        """Count an invalid row and log it, throttled."""
         self._left_out[series.market, "kline"] += 1
         suppressed = self._log_limit.allow(series, self.monotonic())
         if suppressed is not None:
             log.warning("rest.row_quarantined", "a row is quarantined", series=series, suppressed=suppressed, error=bad)
 
     def pause_s(self, series: SeriesId, can: Abilities, *, confirms: bool = False) -> float:
-        """How long to wait between two polls of a series, the share of the others considered. `confirms`: a candle was
-        just told as closed, and is to be looked at again soon, however many others there are."""
+        """The pause between two polls of a series, in seconds; longer where many series are polled.
+
+        series: the series.
+        can: the features of the exchange.
+        confirms: whether a candle was just published as closed, so that the next poll must come soon.
+        """
         timings = self.timings
         length_s = min(series.timeframe.seconds / timings.polls_per_candle, timings.poll_most_s)
         if confirms:

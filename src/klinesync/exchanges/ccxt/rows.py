@@ -1,7 +1,6 @@
-"""What the OHLCV rows of a ccxt exchange tell: which are candles, which of those are final, where to read on.
+"""Reads OHLCV rows of a ccxt exchange: valid candles, final candles, and where the next page begins.
 
-Pure. A row is `[open time in ms, open, high, low, close, volume]`. What makes it final is the rule of
-`core/finality.py`.
+Pure. A row is `[open time in ms, open, high, low, close, volume]`. `core/finality.py` decides whether it is final.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ Row = Sequence[float | None]
 # An exchange that adds no candle late.
 AT_ONCE = Emptiness()
 
-# Rows that open so much later than what is known of the exchange's time are no candles of it.
+# A row that opens this many ms after the exchange's time is invalid.
 LONGEST_AHEAD_MS = 86_400_000
 # A row that opens so much later than the estimated time, in ms: the estimate is old (this machine slept, for example),
 # or the row is wrong. The exchange is asked for its time before the answer is used.
 MEASURE_AHEAD_MS = 3_600_000
-# Larger whole numbers are nobody's, and no float can be made of some.
+# Most bits of a whole number; a larger one is invalid, and may not fit a float.
 MAX_BITS = 63
-# Where an exchange does not say how many rows an answer holds, it is taken to cover so many candles at least.
+# Fewest candles that an answer is assumed to cover where the page size of the exchange is unknown.
 UNTOLD_WINDOW = 100
-# A live series that is so many candles behind begins again at the newest ones; history brings what lies between.
+# Candles that a live series may lag before it restarts at the newest ones; history fills the span between.
 MOST_BEHIND = 20
-# Live begins this many candles before the one that is open: the one before it may not have been stored yet.
+# Candles before the open one at which live starts, because the previous candle may not be stored yet.
 LIVE_BACK = 2
-# A series of which REST has nothing new counts as quiet for so long, in seconds of the exchange: until the next look.
+# Time for which an answer without news shows that a series is quiet, in seconds of the exchange: until the next poll.
 QUIET_HOLDS_S = 90
-# Told candles of which is remembered what was told.
+# Published candles whose values are kept, to detect corrections.
 KEPT_TOLD = 4
 # ccxt's errors by the name of their class, and the HTTP status that says the same.
 STATUS_OF_ERROR = {
@@ -56,8 +55,8 @@ STATUS_OF_ERROR = {
 }
 # The HTTP status in the text of ccxt's errors: `okx GET https://… 429 Too Many Requests …`.
 _STATUS_IN_TEXT = re.compile(r"https?://\S+ ([1-5]\d\d)\b")
-# What venues say when requests come too fast, whatever class of error ccxt makes of it: in words, or by a code of their
-# own (okx 50011, bybit 10006).
+# Texts of venues for too many requests, whatever class of error ccxt makes of them: words, or a venue's own code (okx
+# 50011, bybit 10006).
 _TOO_FAST = re.compile(
     r"too many (requests|visits)|too frequent|rate.?limit|request limit|throttl|\b50011\b|\b10006\b", re.IGNORECASE
 )

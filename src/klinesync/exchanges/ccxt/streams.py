@@ -1,7 +1,7 @@
 """CcxtConnection: live candles of some series, by streams where ccxt has them, by polls elsewhere.
 
-What is pushed shows the candle in progress. A candle is told as closed when REST has shown it some time after its end:
-what streams push last is not always what the exchange keeps.
+A push shows the forming candle. A candle is published as closed when REST has shown it some time after its end, because
+the last push of a stream may differ from the candle that the exchange keeps.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from klinesync.runtime.log_limit import LogLimit
 
 log = Log(__name__)
 
-# Series of one connection, which is no more than a group of them here.
+# Most series of one connection, which is only a group of series here.
 SERIES_PER_CONNECTION = 200
 # Traded candles that REST shows while a stream pushes nothing, after which the series is polled.
 SILENT_CANDLES = 2
-# How many candles a series that begins without a row is looked back, to see since when nothing was traded.
+# Candles before the open one that are requested when a series starts without a row, to see since when it is quiet.
 QUIET_BACK = 99
 SILENT_REASON = "the stream brings nothing new, while REST shows candles with trades"
-# That a series cannot be had at all is logged so often: nothing changes of itself.
+# Shortest time between two log lines about a series that is not available, in seconds: this rarely changes.
 REFUSAL_LOG_EVERY_S = 3600.0
-# Troubles are logged so often for one series.
+# Shortest time between two log lines about one series, in seconds.
 LOG_EVERY_S = 60.0
 
 
 class _StreamFailed(Exception):
-    """A stream cannot be had: its handshake is refused, or its connection was cut. The message says why."""
+    """A stream failed: its handshake was refused, or its connection was cut. The message says why."""
 
 
 class CcxtConnection:
@@ -76,7 +76,7 @@ class CcxtConnection:
 
     @property
     def status(self) -> ConnectionStatus:
-        """How it stands. It is connected while at least one series is carried."""
+        """The state and counters; connected while at least one series is attached."""
         return ConnectionStatus(
             self._source.name,
             self._market,
@@ -89,12 +89,12 @@ class CcxtConnection:
 
     @property
     def room(self) -> int:
-        """How many more series it takes."""
+        """The number of further series that fit."""
         return SERIES_PER_CONNECTION - len(self._wanted)
 
     @property
     def idle(self) -> bool:
-        """Whether it carries none."""
+        """Whether no series is wanted."""
         return not self._wanted
 
     def want(self, series: SeriesId) -> None:
@@ -103,24 +103,24 @@ class CcxtConnection:
         self._changed.set()
 
     def unwant(self, series: SeriesId) -> None:
-        """Follow it no more."""
+        """Stop following the series."""
         self._wanted.pop(series, None)
         self._live.pop(series, None)
         self._changed.set()
 
     def renew(self, series: SeriesId) -> None:
-        """Begin anew with the series."""
+        """Restart the series."""
         self._restart.add(series)
         self._changed.set()
 
     def reconnect(self) -> None:
-        """Begin anew with all of them."""
+        """Restart all series."""
         self._restart.update(self._wanted)
         self._count_reconnect()
         self._changed.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Follow the wanted series until cancelled."""
         self._tasks.clear()
         async with asyncio.TaskGroup() as group:
             while True:
@@ -167,11 +167,11 @@ class CcxtConnection:
         can = await source.abilities()
         if self._clock.rest_ms is None:
             await source.now_ms(series.market)
-        # Kept over a restart: what was told before it may have changed since.
+        # Kept over a restart, because a published candle may have changed since.
         live = self._live.setdefault(series, LiveCandles(series.timeframe, source.margin))
         asked_ms = self._now_ms()
         page = await self._ask(series, live, Urgency.SWEEP)
-        if live.told is None and page.newest is None:  # nothing was traded of late: since when?
+        if live.told is None and page.newest is None:  # quiet: find the last traded candle
             page = await self._ask(series, live, Urgency.SWEEP, back=QUIET_BACK)
             page = replace(page, candles=page.candles[-LIVE_BACK:])
         self._attached.add(series)
@@ -196,10 +196,15 @@ class CcxtConnection:
     async def _poll(
         self, series: SeriesId, live: LiveCandles, can: Abilities, until_s: float, *, confirms: bool = False
     ) -> bool:
-        """Ask REST again and again. Raises `UpstreamError`.
+        """Poll REST. Raises `UpstreamError`.
 
-        until_s: until that monotonic time.
-        confirms: whether a candle was just told as closed, which the venue may still change. Returns the same.
+        series: the series.
+        live: its candles.
+        can: the features of the exchange.
+        until_s: end of the polling, monotonic seconds.
+        confirms: whether a candle was just published as closed, which the venue may still change.
+
+        Returns `confirms` for the last poll.
         """
         source = self._source
         source.polled += 1
@@ -215,10 +220,14 @@ class CcxtConnection:
         return confirms
 
     async def _watch(self, series: SeriesId, live: LiveCandles, can: Abilities, *, confirms: bool) -> None:
-        """Take what the stream pushes, and ask REST for what is due. Returns when the stream brings nothing new and
-        REST does. Raises `UpstreamError` for REST's troubles, `_StreamFailed` for the stream's.
+        """Take the pushes of the stream, and request due candles from REST. Returns when REST shows new candles with
+        trades and the stream pushes nothing new. Raises `UpstreamError` for failures of REST, `_StreamFailed` for those
+        of the stream.
 
-        confirms: whether a candle was just told as closed, which the venue may still change.
+        series: the series.
+        live: its candles.
+        can: the features of the exchange.
+        confirms: whether a candle was just published as closed, which the venue may still change.
         """
         source, silent, asked_s = self._source, 0, float("-inf")
         looked_s = source.monotonic()
@@ -250,7 +259,7 @@ class CcxtConnection:
                 if confirms or quiet or (self._due_s(live) <= 0.0 and now_s >= next_s):
                     asked_s, looked_s, confirm_s = now_s, now_s, None if confirms else confirm_s
                     silent += await self._look(series, live)
-                    if live.told != told:  # the venue may change it: look again
+                    if live.told != told:  # the venue may still change the candle: confirm it
                         confirm_s = source.monotonic() + self._timings.confirm_s
         finally:
             if pushes is not None:
@@ -260,7 +269,8 @@ class CcxtConnection:
                 source.leave(series, can)
 
     async def _look(self, series: SeriesId, live: LiveCandles) -> bool:
-        """Ask REST, and tell what is new; whether a candle with trades was told as closed. Raises `UpstreamError`."""
+        """Request rows and publish new candles. Returns whether a candle with trades was published as closed. Raises
+        `UpstreamError`."""
         due, asked_ms = self._due_s(live) <= 0.0, self._now_ms()
         # A stamp proves the newest candle that has ended: one later row shows its end, not its values.
         page = await self._ask(series, live, Urgency.REPAIR if due else Urgency.FILL, prove=due)
@@ -268,9 +278,9 @@ class CcxtConnection:
         return any(closed and candle.volume for candle, closed in news)
 
     def _take(self, series: SeriesId, live: LiveCandles, page: Page, asked_ms: int) -> list[tuple[Candle, bool]]:
-        """Tell what a page brings, which was asked for at that time of the exchange; returns what is new."""
+        """Publish and return the new candles of a page. `asked_ms`: the exchange's time at the request, in UTC ms."""
         news = live.take(page)
-        self._tell(series, news)
+        self._publish(series, news)
         quiet = live.quiet(page, asked_ms)
         if quiet is not None:
             self._callbacks.quiet(series, quiet)
@@ -285,18 +295,18 @@ class CcxtConnection:
         return await self._source.page(series, start, None, limit, errand, prove=prove, not_empty=not_empty)
 
     def _take_pushed(self, series: SeriesId, live: LiveCandles, rows: Sequence[Row]) -> bool:
-        """Tell what a push brings; whether that is anything new. (A frozen stream pushes the same again and again.)"""
+        """Publish the candle of a push; False without news: a frozen stream repeats the same push."""
         try:
             news = live.pushed(rows, self._now_ms())
         except BadCandle as bad:
             self._counts.quarantined += 1
             self._source.quarantine(series, bad)
             return False
-        self._tell(series, news)
+        self._publish(series, news)
         return bool(news)
 
-    def _tell(self, series: SeriesId, news: Iterable[tuple[Candle, bool]]) -> None:
-        """Pass on what is new. ccxt's rows have no stamp of the exchange: they get one that shows their order."""
+    def _publish(self, series: SeriesId, news: Iterable[tuple[Candle, bool]]) -> None:
+        """Publish new candles. ccxt's rows have no stamp of the exchange; each gets one that shows the order."""
         for candle, closed in news:
             self._order_ms = max(self._order_ms + 1, self._now_ms())
             self._counts.frames += 1
@@ -308,7 +318,7 @@ class CcxtConnection:
         return now_ms
 
     def _due_s(self, live: LiveCandles) -> float:
-        """In how many seconds the next candle can be told as closed; below 0: it could have been."""
+        """Seconds until the next candle can be published as closed; negative when it is overdue."""
         now_ms = self._now_ms()
         return (live.due_ms(now_ms) - now_ms) / 1000
 

@@ -20,13 +20,14 @@ class CcxtThread:
         self._thread: threading.Thread | None = None
 
     async def call(self, work: Coroutine[object, object, Found]) -> Found:
-        """Run `work` on the thread's loop. Cancelled with the caller. Raises `UpstreamError` when the thread ends."""
+        """Run `work` on the thread's loop; it is cancelled with the caller. Raises `UpstreamError` when the thread
+        ends."""
         try:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            raise UpstreamError("ccxt is being left") from None
+            raise UpstreamError("the thread of ccxt has ended") from None
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -36,7 +37,7 @@ class CcxtThread:
         return self._loop
 
     async def stop(self) -> None:
-        """End the thread; returns when it is over. What still runs there is cancelled."""
+        """End the thread and cancel its running tasks; returns when the thread has ended."""
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
             return
@@ -56,6 +57,6 @@ class CcxtThread:
 
 
 def is_cancelled() -> bool:
-    """Whether it is the current task that somebody cancels, and not what it waits for."""
+    """Whether the current task itself is cancelled, and not only the future that it awaits."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0

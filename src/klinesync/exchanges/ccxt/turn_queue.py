@@ -1,21 +1,21 @@
-"""TurnQueue: which request of a venue goes next, and how long a venue in trouble is left alone.
+"""TurnQueue: decides which request of a venue is sent next, with cooldowns after refusals and backoff after failures.
 
-Pure: time is an argument, in monotonic seconds. `Turns` carries it out.
+Pure: time is an argument, in monotonic seconds. `Turns` carries out the decisions.
 
-The queue grants at most `places` turns at once, the most urgent request first, of those the one that came first. Three
-things hold requests back:
+The queue keeps at most `places` requests in flight. It grants the most urgent request first, and the oldest among
+equals. Three rules hold requests back:
 
-- A venue that refuses (429, 418) is left alone for as long as it asks for, `RETRY_AFTER_MOST_S` at most; where it does
-  not say, for the backoff `refused`. Then one probe goes.
-- Failures of one kind of request (the time, the listings, rows) slow this kind down; failures of any kind without a
-  success between them slow all of them down. From the second failure in a row on, a probe goes after the
-  backoff `trouble`.
-- A probe is alone: while trouble lasts, one request of what is in trouble is under way, and the next one waits for a
-  whole pause behind it, also where the probe was given up.
+- A refusal (429, 418) begins a cooldown: the Retry-After, `RETRY_AFTER_MOST_S` at most, or without one the backoff
+  `refused`. After that one probe is sent.
+- Failures of one kind of request (time, listings, rows) begin a backoff of this kind; failures of any kind without a
+  success between them begin a backoff of all kinds. From the second consecutive failure on, one probe is sent after
+  the backoff `trouble`.
+- While a backoff lasts, its probe is the only request in flight that it covers. The next request waits for a whole
+  pause after the probe, also where the probe was cancelled.
 
-Where a venue's budget is paced here, a request also waits until enough of it is paid off (`Pace`).
+Where the service paces the budget of a venue itself, a request also waits for room in that budget (`Pace`).
 
-A request does not wait for longer than `held_most_s`: its owner is told, and knows when to ask again.
+A request that would wait for longer than `held_most_s` fails at once; the error says when to retry.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from klinesync.exchanges.ccxt.pace import Pace
 from klinesync.exchanges.ccxt.timings import USUAL_TURNS, TurnTimings
 from klinesync.exchanges.exchange import Errand, Urgency
 
-# The longest pause that a venue may ask for, in seconds: a Retry-After of a day must not silence the venue for a day.
+# Longest cooldown that a venue may ask for, in seconds: a Retry-After of a day must not stop its series for a day.
 RETRY_AFTER_MOST_S = 900.0
-# Failures in a row that are taken as bad luck of one request, not as trouble of the venue.
+# Consecutive failures that begin no backoff yet, because one request may fail by chance.
 HARMLESS_FAILURES = 1
 
 
 class Kind(Enum):
-    """What is asked: each kind has a backoff of its own, for a venue may answer one kind and fail another."""
+    """The kind of a request. Each kind has a backoff of its own, as a venue may serve one kind and fail another."""
 
     TIME = "time"
     LISTINGS = "listings"
@@ -44,8 +44,8 @@ class Kind(Enum):
 
 
 class Outcome(Enum):
-    """How a request ended. `FAILED`: no answer, a server error, or an answer that cannot be understood. `REFUSED`: too
-    many requests. A request that the venue calls wrong (400) is `SERVED`: the venue is well."""
+    """The outcome of a request. `FAILED`: no answer, a server error, or an answer that cannot be understood.
+    `REFUSED`: too many requests. A request that the venue calls wrong (400) is `SERVED`, because the venue answers."""
 
     SERVED = "served"
     FAILED = "failed"
@@ -54,8 +54,14 @@ class Outcome(Enum):
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """One request: it waits, is under way, and is over. `weight`: what it takes of a budget that is paced here.
-    `granted_s`: when it was granted."""
+    """One request: first queued, then in flight, then ended.
+
+    errand: the purpose of the request, with its urgency.
+    kind: its kind.
+    number: order of arrival.
+    weight: its share of a budget that the service paces itself.
+    granted_s: when it was granted, monotonic seconds; None while it is queued.
+    """
 
     errand: Errand
     kind: Kind
@@ -66,8 +72,8 @@ class Turn:
 
 @dataclass(slots=True)
 class _Trouble:
-    """Failures in a row, and until when the next request waits. Requests that were granted before the last failure
-    was counted say nothing new when they fail too. `backoff`: before the next probe."""
+    """Consecutive failures and their backoff. A failed request that was granted before the last counted failure is not
+    counted, because it met the same trouble. `backoff`: pauses before the next probe."""
 
     backoff: Backoff
     failures: int = 0
@@ -96,8 +102,14 @@ class _Trouble:
 
 @dataclass(slots=True)
 class _Refusal:
-    """Whether the venue refuses, and until when it is left alone. `without_pause`: how many refusals in a row
-    asked for no pause. `backoff`: the pauses after these."""
+    """The cooldown after refusals.
+
+    backoff: pauses after refusals without Retry-After.
+    until_s: end of the cooldown, monotonic seconds.
+    counted_s: when the last refusal was counted.
+    without_pause: consecutive refusals without Retry-After.
+    lasts: whether no request was served since the last refusal.
+    """
 
     backoff: Backoff
     until_s: float = float("-inf")
@@ -125,20 +137,24 @@ class _Refusal:
             self.lasts = False
 
     def _own_pause_s(self) -> float:
-        """The pause where the venue asks for none."""
+        """The pause after a refusal without Retry-After, in seconds."""
         return self.backoff.delay_s(max(self.without_pause - 1, 0))
 
 
 @dataclass(slots=True)
 class TurnQueue:
-    """The queue of one venue. `places`: requests under way at once; `pace`: how a budget is spent; `timings`: backoff
-    and limits."""
+    """The queue of one venue.
+
+    places: most requests in flight.
+    pace: paces a budget that ccxt counts wrong.
+    timings: backoff and limits.
+    """
 
     places: int
     pace: Pace = field(default_factory=Pace)
     timings: TurnTimings = USUAL_TURNS
-    _waiting: dict[Turn, None] = field(default_factory=dict)  # in the order of coming
-    _under_way: set[Turn] = field(default_factory=set)
+    _waiting: dict[Turn, None] = field(default_factory=dict)  # in the order of arrival
+    _in_flight: set[Turn] = field(default_factory=set)
     _count: int = 0
     _any: _Trouble = field(init=False)
     _kinds: dict[Kind, _Trouble] = field(init=False)
@@ -151,12 +167,12 @@ class TurnQueue:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait."""
+        """The number of queued requests."""
         return len(self._waiting)
 
     @property
     def waiting_by_urgency(self) -> dict[Urgency, int]:
-        """How many requests wait, by urgency."""
+        """The number of queued requests by urgency."""
         waiting = dict.fromkeys(Urgency, 0)
         for turn in self._waiting:
             waiting[turn.errand.urgency] += 1
@@ -164,35 +180,40 @@ class TurnQueue:
 
     @property
     def under_way(self) -> int:
-        """Requests that were granted and are not over."""
-        return len(self._under_way)
+        """The number of requests in flight."""
+        return len(self._in_flight)
 
     def refused_s(self, now_s: float) -> float:
-        """For how long the venue wants no request; 0 when it takes them."""
+        """Remaining seconds of the cooldown after a refusal; 0 without one."""
         return max(0.0, self._refusal.until_s - now_s)
 
     def held_s(self, kind: Kind, now_s: float) -> float:
-        """For how long no request of that kind goes; 0 when one may."""
+        """Seconds until a request of that kind may be sent; 0 when one may be sent now."""
         until_s = max(self._refusal.until_s, self._any.until_s, self._kinds[kind].until_s)
         return max(0.0, until_s - now_s)
 
     def join(self, errand: Errand, kind: Kind, weight: float = 1.0) -> Turn:
-        """Queue a request."""
+        """Queue a request.
+
+        errand: the purpose of the request, with its urgency.
+        kind: its kind.
+        weight: its share of a budget that the service paces itself.
+        """
         self._count += 1
         turn = Turn(errand, kind, self._count, weight)
         self._waiting[turn] = None
         return turn
 
-    def crowded_out(self) -> Turn | None:
-        """Give up the least urgent request of a queue that is too long."""
+    def evict(self) -> Turn | None:
+        """Drop and return the least urgent request of a queue that exceeds `max_waiting`; None when it does not."""
         if len(self._waiting) <= self.timings.max_waiting:
             return None
         turn = max(self._waiting, key=_order)
         del self._waiting[turn]
         return turn
 
-    def impatient(self, now_s: float) -> list[Turn]:
-        """Give up the requests that would wait for the venue for too long."""
+    def drop_held(self, now_s: float) -> list[Turn]:
+        """Drop and return the requests whose cooldown or backoff is longer than they wait."""
         most_s = self.timings.held_most_s
         turns = [
             turn
@@ -204,8 +225,9 @@ class TurnQueue:
         return turns
 
     def next(self, now_s: float) -> Turn | None:
-        """Who goes now; under way from now on. The urgency of those who wait may have been raised."""
-        if len(self._under_way) >= self.places or self.pace.held_s(now_s) > 0.0:
+        """Grant the next request, which is in flight from now on; None when none may be sent. The order is worked out
+        anew each time, because the urgency of a queued request may be raised."""
+        if len(self._in_flight) >= self.places or self.pace.held_s(now_s) > 0.0:
             return None
         kinds = [kind for kind in Kind if self._may_go(kind, now_s)]
         turn = min((turn for turn in self._waiting if turn.kind in kinds), key=_order, default=None)
@@ -213,20 +235,26 @@ class TurnQueue:
             return None
         del self._waiting[turn]
         turn.granted_s = now_s
-        self._under_way.add(turn)
+        self._in_flight.add(turn)
         self.pace.spend(turn.weight, now_s)
         for held in (self._refusal, self._any, self._kinds[turn.kind]):
             held.probed(now_s)
         return turn
 
     def wakes_s(self, now_s: float) -> float | None:
-        """In how many seconds a pause ends that holds a waiting request back; None when none does."""
+        """Seconds until the first pause ends that holds a queued request back; None without one."""
         paced_s = self.pace.held_s(now_s)
         waits = (max(paced_s, self.held_s(turn.kind, now_s)) for turn in self._waiting)
         return min((wait_s for wait_s in waits if wait_s > 0.0), default=None)
 
     def ended(self, turn: Turn, outcome: Outcome, now_s: float, retry_after_s: float | None = None) -> None:
-        """A request under way was answered, or was not. `retry_after_s`: the pause that the venue asked for."""
+        """Record the outcome of a request in flight.
+
+        turn: the request.
+        outcome: how it ended.
+        now_s: monotonic seconds.
+        retry_after_s: the Retry-After of a refusal, in seconds; None without one.
+        """
         assert turn.granted_s is not None, "a request that is under way was granted"
         if outcome is Outcome.REFUSED:
             self._refusal.refused(retry_after_s, turn.granted_s, now_s)
@@ -239,16 +267,16 @@ class TurnQueue:
             self._refusal.served(turn.granted_s)
 
     def over(self, turn: Turn) -> None:
-        """The request is over, at whatever point. To say so again changes nothing."""
+        """Remove a request that has ended, queued or in flight. Idempotent."""
         self._waiting.pop(turn, None)
-        self._under_way.discard(turn)
+        self._in_flight.discard(turn)
 
     def _may_go(self, kind: Kind, now_s: float) -> bool:
         if self.held_s(kind, now_s) > 0.0:
             return False
         if self._refusal.lasts or self._any.lasts:
-            return not self._under_way
-        return not (self._kinds[kind].lasts and any(turn.kind is kind for turn in self._under_way))
+            return not self._in_flight
+        return not (self._kinds[kind].lasts and any(turn.kind is kind for turn in self._in_flight))
 
 
 def _order(turn: Turn) -> tuple[Urgency, int]:

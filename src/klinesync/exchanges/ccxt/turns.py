@@ -1,4 +1,4 @@
-"""Turns: requests of one venue wait here for their turn. `TurnQueue` decides; nobody holds up anybody by leaving."""
+"""Turns: queues the requests to one venue. `TurnQueue` decides; a cancelled request releases its place."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from klinesync.exchanges.ccxt.timings import USUAL_TURNS, TurnTimings
 from klinesync.exchanges.ccxt.turn_queue import Kind, Outcome, Turn, TurnQueue
 from klinesync.exchanges.exchange import Errand, Urgency
 
-# How long a request that a user waits for waits for its turn, in seconds.
+# Longest time that a user's request stays in the queue, in seconds.
 READ_PATIENCE_S = 10.0
-# Pauses are looked at again after so long at most, in seconds: the monotonic clock may be a test's.
+# Longest interval, in seconds, of checks whether a pause has ended: the monotonic clock may be a test's.
 POLL_S = 0.25
 
 
 class Turns:
     """The turns of one venue.
 
-    name: how errors tell of the venue.
-    places: requests under way at once.
-    monotonic: our clock.
-    timings: when requests go.
+    name: names the venue in errors.
+    places: most requests in flight.
+    monotonic: our clock, in seconds.
+    timings: backoff and limits.
     """
 
     def __init__(
@@ -39,37 +39,44 @@ class Turns:
 
     @property
     def pace(self) -> Pace:
-        """How a budget is spent that is paced here."""
+        """Paces a budget that ccxt counts wrong."""
         return self._queue.pace
 
     @property
     def refused_s(self) -> float:
-        """For how long the venue wants no request, in seconds; 0 when it takes them."""
+        """Remaining seconds of the cooldown after a refusal; 0 without one."""
         return self._queue.refused_s(self._monotonic())
 
     def held_s(self, kind: Kind) -> float:
-        """For how long no request of that kind goes, in seconds; 0 when one may."""
+        """Seconds until a request of that kind may be sent; 0 when one may be sent now."""
         return self._queue.held_s(kind, self._monotonic())
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their turn."""
+        """The number of queued requests."""
         return self._queue.waiting
 
     @property
     def waiting_by_urgency(self) -> dict[Urgency, int]:
-        """How many requests wait for their turn, by urgency."""
+        """The number of queued requests by urgency."""
         return self._queue.waiting_by_urgency
 
     @property
     def under_way(self) -> int:
-        """Requests that were granted and are not over."""
+        """The number of requests in flight."""
         return self._queue.under_way
 
     @asynccontextmanager
     async def turn(self, errand: Errand, kind: Kind, weight: float = 1.0) -> AsyncIterator[Turn]:
-        """A request may be sent within. Raises `UpstreamError` when the turn does not come: at once while the venue
-        is left alone for longer than such a request waits, and to a user's request after `READ_PATIENCE_S`."""
+        """Wait until a request may be sent; it is sent within the context. A cancelled wait releases its place.
+
+        errand: the purpose of the request, with its urgency.
+        kind: its kind.
+        weight: its share of a budget that the service paces itself.
+
+        Raises `UpstreamError` when the request is not granted: at once in a cooldown or backoff that is longer than it
+        waits, or with a full queue; a user's request also after `READ_PATIENCE_S`.
+        """
         turn = self._queue.join(errand, kind, weight)
         granted = self._granted[turn] = asyncio.get_running_loop().create_future()
         try:
@@ -88,24 +95,26 @@ class Turns:
     def ended(
         self, turn: Turn, outcome: Outcome, retry_after_s: float | None = None, *, failure: str | None = None
     ) -> None:
-        """How the request of that turn ended; to be told within the turn.
+        """Record the outcome of a request, within its turn.
 
-        retry_after_s: the pause that the venue asked for, in seconds.
-        failure: what was in the way, as a sentence; the requests that are held back for it tell it.
+        turn: the request.
+        outcome: how it ended.
+        retry_after_s: the Retry-After of a refusal, in seconds; None without one.
+        failure: the cause of a failure, as a sentence; the errors of requests that are held back for it quote it.
         """
         self._failure = failure
         self._queue.ended(turn, outcome, self._monotonic(), retry_after_s)
 
     def _pump(self) -> None:
-        """Refuse who does not wait, let go who may, and look again when a pause ends."""
+        """Refuse requests that do not wait, grant those that may be sent, and run again when a pause ends."""
         now_s = self._monotonic()
-        while (turn := self._queue.crowded_out()) is not None:
+        while (turn := self._queue.evict()) is not None:
             self._refuse(turn, UpstreamError(f"{self._name}: too many requests wait for their turn"))
-        for turn in self._queue.impatient(now_s):
+        for turn in self._queue.drop_held(now_s):
             self._refuse(turn, self._held_error(turn.kind))
         while (turn := self._queue.next(now_s)) is not None:
             granted = self._granted[turn]
-            if granted.done():  # cancelled, and its task does not know yet
+            if granted.done():  # cancelled, but its task has not run since
                 self._queue.over(turn)
             else:
                 granted.set_result(None)

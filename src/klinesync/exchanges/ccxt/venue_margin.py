@@ -1,43 +1,47 @@
-"""What a venue without frames of its own tells of its time and of its rows: how late rows change, and whether a `Date`
-header is right. Pure.
+"""VenueMargin, DateClock: what REST alone shows of a venue: how late its rows change, and whether its `Date` headers
+are right. Pure.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-# The largest margin that a venue gets for rows that change late, in ms; and how much later than seen a row may change.
+# Largest margin of a venue whose rows change late, and what is added to the latest observed change; in ms.
 MAX_MARGIN_MS = 10_000
 MARGIN_STEP_MS = 1_000
-# A `Date` that moves this much further than our monotonic clock (or less far) has been set, in ms: a header has whole
-# seconds, and answers take a while.
+# Smallest difference between the advance of `Date` and that of our monotonic clock, in ms, that means that the venue's
+# clock was set: a header has whole seconds, and answers have latency.
 DATE_JUMP_MS = 3_000
-# A `Date` has whole seconds: the clock behind it may be ahead by this much more.
+# Resolution of a `Date`, in ms: the clock behind it may be ahead of the header by this much.
 DATE_STEP_MS = 1_000
-# Answers that bear out a `Date`, and how long (ours) each counts, in seconds.
+# Most answers that confirm a `Date`, and how long each counts, in our seconds.
 MAX_ANSWERS = 64
 ANSWER_COUNTS_S = 600.0
 
 
 class VenueMargin:
-    """How long after its end a venue may change a row. `ms` is the margin now, `changes` how often a row changed that
-    was final by the margin of then."""
+    """How long after its end a venue may change a row.
+
+    ms: the present margin, in ms.
+    changes: number of rows that changed after they were final by the margin at that time.
+    """
 
     def __init__(self, ms: int) -> None:
         self.ms = ms
         self.changes = 0
 
     def changed(self, unchanged_ms: int) -> None:
-        """A row had other values after it was final. `unchanged_ms`: how long after its end it still had the first."""
+        """A row changed after it was final; raises the margin. `unchanged_ms`: the latest time after its end, in ms, at
+        which it was seen with its first values."""
         self.changes += 1
         self.ms = max(self.ms, min(MAX_MARGIN_MS, max(self.ms, unchanged_ms) + MARGIN_STEP_MS))
 
 
 class DateClock:
-    """What time it is at least on a venue that tells it by `Date` headers alone.
+    """A lower bound of the time of a venue that shows it only in `Date` headers.
 
-    A row that has opened shows that it is that late at least. So a header is ahead of the truth by no more than by what
-    it is ahead of the newest row, in any answer; the smallest such lead is taken off.
+    The time is at least the open time of the newest row. So a header cannot be ahead of the true time by more than it
+    is ahead of the newest row, in any answer; the smallest such lead is subtracted.
     """
 
     def __init__(self) -> None:
@@ -45,8 +49,14 @@ class DateClock:
         self._last: tuple[float, int] | None = None
 
     def answered(self, date_ms: int, newest_ms: int | None, now_s: float) -> int | None:
-        """An answer has come: its `Date`, and the open time of its newest row (None without rows). The time that it is
-        at least; None where nothing bears the header out yet."""
+        """An answer has arrived.
+
+        date_ms: its `Date`, in UTC ms.
+        newest_ms: open time of its newest row, in UTC ms; None without rows.
+        now_s: monotonic seconds.
+
+        Returns the lower bound of the venue's time, in UTC ms; None while no answer with rows confirms the header.
+        """
         if self._last is not None:
             elapsed_ms = (now_s - self._last[0]) * 1000
             if abs(date_ms - self._last[1] - elapsed_ms) > DATE_JUMP_MS + elapsed_ms * 0.02:

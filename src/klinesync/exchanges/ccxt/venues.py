@@ -1,7 +1,6 @@
-"""Venue: what is known of an exchange that ccxt does not say, or says otherwise: cost, page, window and depth of its
-candles. Pure.
+"""Venue: facts about an exchange that ccxt lacks or has wrong: cost, page, window and depth of its candles. Pure.
 
-A venue that is not in the table is taken as ccxt describes it: each request weighs 1, and everything is kept.
+A venue that is not in the table is as ccxt describes it: each request weighs 1, and all history is available.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from klinesync.core.timeframe import Timeframe
 from klinesync.exchanges.ccxt.turn_queue import Kind
 from klinesync.exchanges.exchange import Emptiness
 
-# Requests that each candle of a followed series costs: one when the candle is due, one that looks at it again.
+# Requests for each candle of a followed series: one when the candle is due, one that confirms it.
 REQUESTS_PER_CANDLE = 2
-# A polled series is asked for at least this often, in requests a minute, however long its candles are.
+# Fewest polls of a polled series, in requests a minute, however long its candles are.
 LEAST_POLLS_PER_MINUTE = 1.0
-# Share of a venue's requests that the closes of followed series may take. The rest is for time, lists, holes, history
-# and retries: with all of it in use one retry would make every later close late.
+# Largest share of a venue's requests that the closes of followed series may take. The rest is for time, lists, holes,
+# history and retries; without a reserve one retry would delay every later close.
 FIT_SHARE = 0.85
-# Share of a venue's budget that is used where we pace requests ourselves: with what `Pace` lets pass at once, and one
-# large request more, a minute never takes more than the budget.
+# Largest share of a venue's budget where the service paces requests itself. The burst of `Pace` and one large request
+# more then still fit into the budget of a minute.
 PACED_SHARE = 0.75
-# Candles that the depth is taken to be shorter: some end while a request waits for its turn.
+# Candles by which the depth is assumed to be shorter, because candles end while a request is queued.
 DEPTH_SPARE = 3
 
 
 class Quiet(StrEnum):
-    """What becomes of a candle in which nothing was traded."""
+    """What a venue shows for a candle without trades."""
 
     FLAT = "flat"
     OMITTED = "omitted"
@@ -40,21 +39,21 @@ class Quiet(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Venue:
-    """One exchange. Requests weigh in ccxt's unit, of which its limiter lets one pass in `rate_limit_s`.
+    """One exchange. Weights are in ccxt's unit: its limiter lets a weight of 1 pass in `rate_limit_s`.
 
-    name: as ccxt names it.
-    rate_limit_s: ccxt's, in seconds, for as long as ccxt was not asked; None: not known.
-    rows: what a request for candles weighs, by market; a market that is not named: 1.
-    rows_per_weight: a request weighs 1 more for each so many candles of the answer (0: candles weigh nothing).
-    others: what requests of the other kinds weigh, where ccxt counts wrong.
-    paced: whether ccxt counts requests wrong, so that we pace them ourselves.
-    page: most candles of one answer, by market, where ccxt says otherwise.
-    window: candles of the span that one answer looks into, where that is not the page; None: it is.
-    depth: how many of the newest candles exist, by market; of a market that is not named all of them do.
-    quiet: what becomes of a candle in which nothing was traded.
-    late_s: how long after its end such a candle is added at most, in seconds, where it comes late.
-    pushes: whether ccxt streams its candles; else they are polled.
-    tells_time: whether it can be asked for its time; else the time is read from `Date` and rows.
+    name: ccxt's name.
+    rate_limit_s: ccxt's rate limit, in seconds, until ccxt itself is loaded; None: not known.
+    rows: weight of a request for candles by market; 1 for a market that is missing here.
+    rows_per_weight: number of candles of an answer that weigh 1 more (0: candles weigh nothing).
+    others: weights of the other kinds of requests, where ccxt counts them wrong.
+    paced: whether ccxt counts requests wrong, so that the service paces them itself.
+    page: most candles of one answer by market, where ccxt has another number.
+    window: candles of the span that one answer covers; None: as many as the page.
+    depth: number of the newest candles that are available by market; all for a market that is missing here.
+    quiet: what the venue shows for a candle without trades.
+    late_s: longest time after its end, in seconds, at which such a candle is added, where it is added late.
+    pushes: whether ccxt streams its candles; otherwise they are polled.
+    tells_time: whether it has a request for its time; otherwise the time is read from `Date` and rows.
     """
 
     name: str
@@ -73,32 +72,38 @@ class Venue:
 
     @property
     def emptiness(self) -> Emptiness:
-        """What proves that the venue has no candle."""
+        """The policy that proves open times empty."""
         return Emptiness(self.late_s)
 
     def weight(self, kind: Kind, market: str | None = None, rows: int = 0) -> float:
-        """What a request weighs. rows: candles of the answer."""
+        """The weight of a request.
+
+        kind: its kind.
+        market: of a request for candles.
+        rows: candles of the answer.
+        """
         if kind is not Kind.ROWS:
             return self.others.get(kind, 1.0)
         return self.rows.get(market or "", 1.0) + (rows // self.rows_per_weight if self.rows_per_weight else 0.0)
 
     def request_s(self, market: str, rate_limit_s: float | None = None) -> float | None:
-        """The shortest time between two requests for few candles, in seconds. rate_limit_s: ccxt's, once it is known.
-        None when nothing is known."""
+        """The shortest time between two requests for few candles, in seconds; None when it is not known.
+        `rate_limit_s`: ccxt's rate limit, once ccxt is loaded."""
         unit_s = self.rate_limit_s if rate_limit_s is None else rate_limit_s
         if not unit_s:
             return None
         return unit_s * self.weight(Kind.ROWS, market) / (PACED_SHARE if self.paced else 1.0)
 
     def oldest(self, series: SeriesId, now_s: int) -> int | None:
-        """The oldest open time that the venue still has of the series; None where it has all. `now_s`: its time."""
+        """The oldest available open time of the series; None where all are available. `now_s`: the venue's time, in UTC
+        seconds."""
         depth, frame = self.depth.get(series.market), series.timeframe
         if depth is None:
             return None
         return max(0, frame.shift(frame.floor(now_s), DEPTH_SPARE - depth))
 
     def depth_sentence(self, series: SeriesId) -> str:
-        """Why candles before `oldest` cannot be had."""
+        """Why candles before `oldest` are not available."""
         return f"{self.name} keeps the newest {self.depth[series.market]:,} candles of {series.timeframe} only"
 
 
@@ -114,7 +119,7 @@ VENUES: Mapping[str, Venue] = {
         Venue("bybit", 0.020, _everywhere(5.0), quiet=Quiet.FLAT),
         Venue("kraken", 1.0, {"spot": 1.2}, depth={"spot": 720}, window=720),
         Venue("coinbase", 0.034, {"spot": 3.0}, pushes=False),
-        # Futures were seen to answer with 200 rows where ccxt says 500.
+        # Futures answer with 200 rows at most, as measured; ccxt says 500.
         Venue("kucoin", 0.0075, {"spot": 3.0, "futures": 6.0}, page={"futures": 200}),
         Venue("gate", 0.050, _everywhere(1.0), depth={"spot": 10_000, "futures": 10_000}, quiet=Quiet.FLAT),
         # 1,200 a minute for an address. A request for candles weighs 20, and 1 more for each 60 of them; ccxt counts 4.
@@ -128,7 +133,7 @@ VENUES: Mapping[str, Venue] = {
             depth={"spot": 5000, "futures": 5000},
             window=5000,
             quiet=Quiet.LATE,
-            # Reported are some ten seconds to a minute and a half.
+            # Reported delays are ten to ninety seconds.
             late_s=180.0,
         ),
         Venue("bitget", 0.050, _everywhere(1.0), quiet=Quiet.FLAT),
@@ -138,33 +143,34 @@ VENUES: Mapping[str, Venue] = {
 
 
 def venue(name: str) -> Venue:
-    """What is known of that exchange."""
+    """The entry of that exchange in the table, or the default."""
     return VENUES.get(name) or Venue(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Polling:
-    """What following series costs on one market of a venue. `request_s`: shortest time between two requests."""
+    """The cost of following series on one market of a venue. `request_s`: shortest time between two requests, in
+    seconds."""
 
     venue: Venue
     request_s: float
 
     @property
     def per_minute(self) -> float:
-        """Requests a minute that the venue allows."""
+        """The number of requests a minute that the venue allows."""
         return 60.0 / self.request_s
 
     def needs(self, frame: Timeframe) -> float:
-        """Requests a minute that a series of `frame` needs at least."""
+        """The fewest requests a minute that a series of `frame` needs."""
         closes = REQUESTS_PER_CANDLE * 60.0 / frame.seconds
         return closes if self.venue.pushes else max(closes, LEAST_POLLS_PER_MINUTE)
 
     def fit(self, frame: Timeframe) -> int:
-        """How many series of `frame` can be followed at once."""
+        """The number of series of `frame` that can be followed at once."""
         return int(FIT_SHARE * self.per_minute / self.needs(frame) + 1e-9)
 
     def too_many(self, series: int, frame: Timeframe) -> str:
-        """A sentence about so many series of `frame` that do not fit."""
+        """A sentence about `series` series of `frame` that exceed the limit."""
         needs = f"{self.needs(frame):.3g}"
         return (
             f"{self.venue.name} allows about {self.per_minute:.0f} requests for candles a minute, and a series of "
@@ -172,12 +178,18 @@ class Polling:
         )
 
     def load(self, frames: Iterable[Timeframe]) -> float:
-        """The share that these series take of what may be taken: above 1 they do not fit."""
+        """The share of the available requests that these series need; above 1 they do not fit."""
         return sum(map(self.needs, frames)) / (FIT_SHARE * self.per_minute)
 
 
 def polling(of: Venue, market: str, rate_limit_s: float | None = None) -> Polling | None:
-    """What following series costs on that market. `rate_limit_s`: what ccxt says, None where it was not asked yet.
-    None when nothing is known."""
+    """The cost of following series on a market.
+
+    of: the venue.
+    market: its market.
+    rate_limit_s: ccxt's rate limit; None until ccxt is loaded.
+
+    Returns None when no rate limit is known.
+    """
     request_s = of.request_s(market, rate_limit_s)
     return None if request_s is None else Polling(of, request_s)
