@@ -321,6 +321,23 @@ async def test_lookups_that_always_fail_hold_up_no_other_series_and_are_repeated
         assert world.healing.working_on(MANY[0]) == [], "nothing is to be waited for"
 
 
+async def test_a_shutdown_during_a_lookup_is_reported_neither_as_a_failure_nor_as_a_defect(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    looking = asyncio.Event()
+
+    async def find(series: SeriesId, page_start: int | None) -> Sequence[Need]:
+        looking.set()
+        await asyncio.Event().wait()
+        raise AssertionError("it never ends")
+
+    async with world_on(tmp_path, Exchange(range(40))) as world:
+        world.healing.look(BTC, find)
+        async with asyncio.timeout(10):
+            await looking.wait()
+    assert "history.look_failed" not in caplog.text
+
+
 async def test_damage_of_many_series_holds_up_the_reading_of_no_other_series(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

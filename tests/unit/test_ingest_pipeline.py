@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from klinesync.core.candle import Applied, Candle
+from klinesync.core.candle import MAX_TIME, Applied, Candle
 from klinesync.core.errors import BadCandle, DerivedSeries, StoreError
 from klinesync.core.gaps import NOT_LISTED_BEFORE, GapState
 from klinesync.core.series_id import SeriesId
@@ -29,6 +29,7 @@ from klinesync.storage.damage import Damage, Kept, StoreDamaged
 from klinesync.storage.database import Database
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
 from sim.virtual_loop import VirtualLoop
+from support.clocks import ManualClock
 
 BTC = SeriesId.parse("binance:spot:BTC/USDT:1m")
 ETH = SeriesId.parse("binance:spot:ETH/USDT:1m")
@@ -512,6 +513,38 @@ async def test_a_correction_beside_damaged_minutes_reaches_the_derived_candle_af
         assert not database.damage
         [first, _] = await database.read(lambda store: store.oldest(day, 3, since=-1))
         assert first.volume == 1439 + 3.0
+
+
+async def test_a_refresh_of_all_times_takes_no_more_transactions_than_the_stored_candles_need(tmp_path: Path) -> None:
+    """Where an index of the store cannot be read for a moment, the damage spans all times."""
+    derived, first = DerivedStep(BTC.timeframe, [Timeframe.parse("1d")]), 20_000 * 1440
+    async with opened(tmp_path / "store.sqlite", derived) as (pipeline, database):
+        await pipeline.submit(BTC, [candle(first + minute) for minute in range(3000)], "rest")
+        commits = await database.write(lambda store: store.commit())
+        for span in (Span(0, MAX_TIME + 1), Span(0, first * 60), Span((first + 3000) * 60, MAX_TIME + 1)):
+            await pipeline.refresh_span(BTC, span)
+        assert await database.write(lambda store: store.commit()) == commits + 2, "one, and this one"
+
+
+async def test_a_failed_refresh_is_retried_at_its_pace_and_reported_once_however_often_the_span_is_readable_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A part of the store that some reads meet, and others do not, is damaged and readable again with each of them."""
+    derived, damaged, clock = DerivedStep(BTC.timeframe, [Timeframe.parse("1d")]), Span(0, 60), ManualClock()
+    async with opened(tmp_path / "store.sqlite", derived) as (pipeline, database):
+        await pipeline.submit(BTC, [candle(minute) for minute in range(3000)], "rest")
+        healer = StoreHealer(database, pipeline, Sources(derived.base_of, lambda _: True), clock)
+        healer.bind(())
+        pipeline.refuses = 100
+        tries = []
+        for _ in range(61):
+            database.damage.note(Damage(BTC, damaged, "a test says so"))
+            database.damage.clear(BTC, Kept.CANDLES, damaged)
+            await healer.heal()
+            tries.append(100 - pipeline.refuses)
+            clock.now_s += 1.0
+        assert tries == [1] * 30 + [2] * 30 + [3]
+        assert caplog.text.count("store.not_healed") == 1
 
 
 def remove_oldest_chunk(store: CandleStore) -> None:

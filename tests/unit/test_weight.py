@@ -112,6 +112,17 @@ def test_requests_in_flight_are_bounded_and_a_place_is_reserved_for_repairs_and_
     assert first.errand.urgency is Urgency.READ
 
 
+def test_the_queue_is_not_searched_while_no_place_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request that joins asks for the next one: a search of all would make a thousand repairs quadratic."""
+    budget = WeightBudget(1000)
+    for _ in range(MAX_IN_FLIGHT + 10):
+        budget.join(Errand(Urgency.REPAIR), 1, at(0))
+    for _ in range(MAX_IN_FLIGHT):
+        assert budget.next(at(1)) is not None
+    monkeypatch.setattr(Turn, "urgency", lambda *_: pytest.fail("the queue is searched"))
+    assert budget.next(at(1)) is None
+
+
 def test_a_nested_request_uses_weight_but_no_place() -> None:
     budget = WeightBudget(1000)
     for _ in range(MAX_IN_FLIGHT):

@@ -186,9 +186,9 @@ class HistoryService:
                 broken_off = outcome is None
                 outcome = Outcome(self._all_of(work), DEFECT) if outcome is None else outcome
                 self._queue.settle(work, outcome.remaining, self._ports.monotonic(), outcome.answer)
-                if broken_off and isinstance(work, Look):
-                    self._look_again(work, DEFECT_OF_LOOK)
                 self._changed.set()
+            if broken_off and isinstance(work, Look):  # by a defect: a shutdown does not come here
+                self._look_again(work, DEFECT_OF_LOOK)
             if self._requested.running(work.series):
                 with self._ports.bulkheads.contained(Part.BACKFILL, f"backfill of {work.series}"):
                     try:

@@ -105,7 +105,8 @@ class StoreHealer:
         self._subscribers: tuple[GapsDeclared, ...] | None = None
         self._again_at_s: dict[_Part, float] = {}
         self._unreadable = False
-        # Spans that can be read again, whose derived candles may be stale; when to compute these, in monotonic seconds.
+        # Spans that can be read again, whose derived candles may be stale; when to compute these, in monotonic seconds;
+        # minus infinity: they were not tried yet.
         self._to_refresh: dict[tuple[SeriesId, Span], float] = {}
         self._to_compute: dict[SeriesId, None] = {}
         self.healed = Healed()
@@ -169,7 +170,7 @@ class StoreHealer:
         """Compute derived candles anew in the spans that can be read again; a failure is retried."""
         now_s = self._clock.monotonic_s()
         for part in self._database.damage.take_readable():
-            self._to_refresh[part] = now_s
+            self._to_refresh.setdefault(part, float("-inf"))  # a part that waits for its retry goes on waiting
         for part, at_s in list(self._to_refresh.items()):
             if at_s > now_s:
                 continue
@@ -178,9 +179,10 @@ class StoreHealer:
                 await self._pipeline.refresh_span(series, span)
             except StoreError as error:
                 self._to_refresh[part] = now_s + self._timings.retry_s
-                log.warning(
-                    "store.not_healed", "candles cannot be computed again", series=series, span=span, error=error
-                )
+                if at_s == float("-inf"):
+                    log.warning(
+                        "store.not_healed", "candles cannot be computed again", series=series, span=span, error=error
+                    )
             else:
                 del self._to_refresh[part]
 

@@ -230,10 +230,13 @@ class IngestPipeline:
         buckets were damaged, corrections of their other candles did not reach the derived ones. Raises `StoreError`."""
         if series.timeframe != self._derived.base:
             return
-        derived = await self._database.read(lambda store: store.derived_of(series))
+        derived, stored = await self._database.read(lambda store: (store.derived_of(series), store.span(series)))
+        if stored is None or not span.overlaps(stored):
+            return
+        start, end = span.clipped(stored)  # damage of unknown extent may span all times
         timeframes = {*self._derived.targets, *(one.timeframe for one in derived)}
         for target in sorted(timeframes, key=lambda timeframe: timeframe.seconds):
-            await self._refresh_span(series, target, Span(target.floor(span.start), target.ceil(span.end)))
+            await self._refresh_span(series, target, Span(target.floor(start), target.ceil(end)))
 
     async def settle_derived(self) -> Settled:
         """Mark the series that were computed with another base or other timeframes; called before anything is written.

@@ -185,6 +185,8 @@ class WeightBudget:
     def next(self, now: Now, access: Access | None = None) -> Turn | None:
         """Grant the oldest of the most urgent requests that `access` does not hold back; None when there is no room.
         The granted request is in flight from now on."""
+        if self._own_places() >= MAX_IN_FLIGHT:
+            return None  # before the search, which takes 0.1 ms for 1,000 requests; each request that joins comes here
         free = self._queue.keys()
         if access is not None:
             kinds = {kind: access.held_s(kind, now.monotonic_s) > 0.0 for kind in {turn.kind for turn in free}}
@@ -214,12 +216,16 @@ class WeightBudget:
     def _last(self) -> Turn:
         return max(reversed(self._queue), key=_urgency)
 
+    def _own_places(self) -> int:
+        """The number of requests in flight that take a place of their own."""
+        return sum(turn.queued for turn in self._in_flight)
+
     def _has_room(self, turn: Turn, now: Now) -> bool:
         urgency = turn.urgency(now)
         if self.blocked_s(now) > 0.0:
             return False
         places = MAX_IN_FLIGHT - (RESERVED if urgency > Urgency.READ else 0)
-        if sum(other.queued for other in self._in_flight) >= places:
+        if self._own_places() >= places:
             return False
         used = self.used(now)
         # An unused minute has room for any request, however small the share: a heavy one could never go otherwise.
