@@ -25,6 +25,7 @@ from klinesync.pipelines.ledger_step import LedgerStep, no_ledger
 from klinesync.pipelines.submissions import Empty, QueueLimits, Submission
 from klinesync.storage import page_checksums
 from klinesync.storage.candles import CandleStore
+from klinesync.storage.chunks import CHUNK_CANDLES, chunk_of
 from klinesync.storage.damage import Damage, Kept, StoreDamaged
 from klinesync.storage.database import Database
 from klinesync.storage.sqlite import InThreadSqliteDatabase, SqliteDatabase
@@ -592,6 +593,21 @@ async def test_a_hole_is_declared_and_filled_though_the_writer_remembers_its_can
         assert declared == [hours]
         await pipeline.refresh_series(BTC)
         assert await database.read(lambda store: store.oldest(hours, 10, since=-1)) == before
+
+
+async def test_a_hole_is_declared_though_the_candles_behind_it_are_damaged(tmp_path: Path) -> None:
+    async with opened(tmp_path / "store.sqlite", NOTHING_DERIVED) as (pipeline, database):
+        await pipeline.submit(BTC, [candle(minute) for minute in range(4 * CHUNK_CANDLES)], "rest")
+        first = chunk_of(1, BTC.timeframe, 0)
+        await database.write(lambda store: store.tables.delete_chunks(1, first + 1, first + 2))
+        await database.write(lambda store: store.tables.put_chunks([(1, first + 2, b"no chunk")]))
+        declared: list[SeriesId] = []
+        scrub = StoreScrub(database, limits=ScrubLimits(pause_s=0.0))
+        scrub.bind((declared.append,))
+        await scrub._read(BTC)
+        assert declared == [BTC]
+        [gap] = await database.read(lambda store: store.gaps(BTC))
+        assert BTC.timeframe.count(*gap.span) == CHUNK_CANDLES
 
 
 async def test_minutes_that_were_damaged_are_lost_not_empty_where_a_symbol_was_listed_anew_since(

@@ -286,9 +286,8 @@ class StoreScrub:
         def change(store: CandleStore) -> None:
             for span in undeclared:
                 # As they are stored: the writer remembers the newest candles, also those that are gone.
-                found = store.oldest(series, series.timeframe.count(*span), since=span.start - 1)
-                times = [candle.time for candle in found if candle.time < span.end]
-                missing = missing_spans(series.timeframe, *span, times)
+                found = store.oldest_columns(series, series.timeframe.count(*span), span)
+                missing = missing_spans(series.timeframe, *span, found.time.tolist())
                 holes.extend(without(missing, [gap.span for gap in store.gaps(series, span)]))
             if holes:
                 store.change_gaps(series, gaps.note(store.gaps(series, hull(holes)), holes))
