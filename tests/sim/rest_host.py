@@ -161,5 +161,5 @@ class RestHost:
             return  # the second of two concurrent requests
         if left_s > 0 and now_s < wish.until_s:
             self._violate(
-                f"{self._market}: {name} is asked, though the exchange wants to be left alone for {left_s:.1f} s"
+                f"{self._market}: {name} is requested during a cooldown of the exchange, which lasts for {left_s:.1f} s"
             )

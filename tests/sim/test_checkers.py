@@ -620,9 +620,9 @@ BREAKS = (
         {"audit_interval_s": 5.0},
     ),
     Break(
-        "a wish to be left alone ignored",
+        "a cooldown ignored",
         ignore_the_wish_to_be_left_alone,
-        "wants to be left alone",
+        "during a cooldown",
         {"rest_limit": 0.1},
     ),
     Break("a rewind that nobody is told of", tell_nobody_of_a_rewind, "the epoch is", {"revise": 0.06}),

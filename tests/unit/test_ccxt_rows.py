@@ -237,7 +237,7 @@ def test_a_page_is_told_as_final_candles_then_the_one_in_progress_and_once() -> 
     assert live_rows.take(page) == [(candle(0), True), (candle(1), True), (candle(2), False)]
     assert live_rows.take(read(row(0), row(1), row(2), final_ms=at(2.6))) == []
     assert live_rows.take(read(row(0), row(1), row(2, close=1.6), final_ms=at(2.7))) == [(candle(2, close=1.6), False)]
-    assert live_rows.told == T0 + 60
+    assert live_rows.newest_final == T0 + 60
 
 
 def test_a_row_that_ended_a_moment_ago_is_not_told_as_final_though_a_later_one_exists() -> None:
@@ -264,7 +264,7 @@ def test_what_a_stream_pushes_is_shown_as_in_progress_and_never_as_final() -> No
     live_rows.take(read(row(0), row(1), final_ms=at(1.5)))
     assert live_rows.pushed([row(1, close=1.6), row(2)], at(2)) == [(candle(2), False)]
     assert live_rows.pushed([row(1)], at(2)) == [], "nothing of a candle before the one in progress is shown"
-    assert live_rows.told == T0
+    assert live_rows.newest_final == T0
 
 
 def test_an_empty_row_of_a_stream_is_no_candle() -> None:
@@ -329,7 +329,7 @@ def test_a_series_far_behind_begins_again_at_the_newest_candles() -> None:
     live_rows.take(read(row(3), row(4), row(5), final_ms=at(5.5)))
     assert live_rows.since(at(6.5)) == T0 + 3 * 60
     assert live_rows.since(at(400.5)) == T0 + 398 * 60
-    assert live_rows.told is None
+    assert live_rows.newest_final is None
 
 
 # --- names and errors

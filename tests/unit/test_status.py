@@ -94,7 +94,7 @@ def test_each_trouble_of_an_exchange_has_its_reason(
 
 
 def test_the_end_of_a_ban_is_shown_even_if_weight_is_not_counted() -> None:
-    contact = MarketContact("spot", (stream("reconnecting"),), unreachable=True, failure="429", left_alone_s=239.2)
+    contact = MarketContact("spot", (stream("reconnecting"),), unreachable=True, failure="429", cooldown_s=239.2)
     answer = status(facts(MarketFacts("okx", contact)))
     assert answer.exchanges[0].rest.banned_until == NOW + 240
     assert answer.detail == (

@@ -49,14 +49,14 @@ class RestContact:
     failure: a sentence about the newest request when that one failed; None when it was answered well.
     status: HTTP status of that failure, 0 without an answer.
     final_margin_s: observed time after its end in which the venue changes a row; None where that is not observed.
-    left_alone_s: remaining seconds of the exchange's Retry-After or ban; 0 without one.
+    cooldown_s: remaining seconds of the exchange's Retry-After or ban; 0 without one.
     """
 
     answered_s: float | None = None
     failure: str | None = None
     status: int = 0
     final_margin_s: float | None = None
-    left_alone_s: float = 0.0
+    cooldown_s: float = 0.0
 
 
 # Where nothing failed, and nothing came.
@@ -87,7 +87,7 @@ class MarketContact:
     clocks_differ: a sentence with both times, while the market's clocks differ; None while they agree.
     final_margin_s: how long after its end a row of REST may change.
     final_margin_seen: whether rows have changed later than the configured margin.
-    left_alone_s: remaining seconds of the exchange's Retry-After or ban; 0 without one.
+    cooldown_s: remaining seconds of the exchange's Retry-After or ban; 0 without one.
     """
 
     market: str
@@ -103,4 +103,4 @@ class MarketContact:
     clocks_differ: str | None = None
     final_margin_s: float = 0.0
     final_margin_seen: bool = False
-    left_alone_s: float = 0.0
+    cooldown_s: float = 0.0

@@ -1,4 +1,4 @@
-"""ExchangeRegistry: name -> exchange. Each is made when it is asked for first, and all of them answer alike."""
+"""ExchangeRegistry: the exchanges by name. An exchange is made at its first use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BadExchange(Rejected):
 
 
 class _NoShelf:
-    """Keeps no list of symbols over a restart."""
+    """A shelf that keeps no list of symbols over a restart."""
 
     async def load(self, _market: str) -> Sequence[Listing]:
         return []
@@ -45,13 +45,13 @@ def _nothing_kept(_exchange: str) -> ListingShelf:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeContext:
-    """What exchanges are made with.
+    """The surroundings of every exchange.
 
     clock: times requests and backoff.
     rng: jitter.
     final_margin_s: how long after its end a REST row may still change, in seconds of the exchange, as configured.
     bulkheads: contains defects of tasks that the exchange begins.
-    shelf: keeps the lists of symbols of an exchange, by its name, over a restart; by default nothing does.
+    shelf: by the name of an exchange, keeps its lists of symbols over a restart; by default none are kept.
     """
 
     clock: Clock
@@ -67,20 +67,19 @@ class ExchangeEntry(Protocol):
 
     @property
     def names(self) -> frozenset[str]:
-        """The exchanges that this entry makes, whichever other entry could; empty where the entry has no list of
-        them."""
+        """The exchanges that this entry makes in preference to other entries; empty where the entry has no list."""
         ...
 
     def refusal(self, name: str) -> str | None:
-        """Why this entry has no exchange of that name, as a sentence; None when it has. Returns at once."""
+        """Why this entry has no exchange of that name, as a sentence; None when it has one. Makes no request."""
         ...
 
     def make(self, name: str, context: ExchangeContext) -> Exchange:
-        """The exchange of that name. Nothing is connected and nobody is asked before the exchange is used."""
+        """The exchange of that name. No connection or request is made before its first use."""
         ...
 
     async def close(self) -> None:
-        """The end: all exchanges of this entry are closed."""
+        """Release what the entry shares among its exchanges, after all of these are closed."""
         ...
 
 
@@ -106,10 +105,11 @@ def _loaded(point: EntryPoint) -> ExchangeEntry:
 
 
 class ExchangeRegistry:
-    """All exchanges by name, and the questions that name a series, each of which goes to the exchange of the series.
+    """All exchanges by name. A request about a series goes to the exchange of the series.
 
-    entries: an entry that names an exchange comes before one that does not; else the first that has it makes it.
-    context: what exchanges are made with.
+    entries: make exchanges. An entry that lists a name comes before entries without a list; of those the first that
+        has the exchange makes it.
+    context: the surroundings of the exchanges.
     """
 
     def __init__(self, entries: Sequence[ExchangeEntry], context: ExchangeContext) -> None:
@@ -117,13 +117,13 @@ class ExchangeRegistry:
         self._context = context
         self._made: dict[str, Exchange] = {}
         self._followers: list[Callable[[Exchange], None]] = []
-        # What is known of the time, by exchange and market, of the exchanges that were made.
+        # The clocks of the exchanges that were made, by exchange and market.
         self.clocks: dict[tuple[str, str], ExchangeClock] = {}
 
     # Exchanges.
 
     def refusal(self, name: str) -> str | None:
-        """Why there is no exchange of that name; None when there is. Returns at once."""
+        """Why there is no exchange of that name; None when there is one. Makes no request."""
         entry = self._entry(name)
         return entry if isinstance(entry, str) else None
 
@@ -136,22 +136,22 @@ class ExchangeRegistry:
             raise UpstreamError(entry, 400)
         exchange = self._made[name] = entry.make(name, self._context)
         self.clocks.update({(name, market): clock for market, clock in exchange.clocks.items()})
-        for told in self._followers:
-            told(exchange)
+        for follower in self._followers:
+            follower(exchange)
         return exchange
 
     def made(self) -> Mapping[str, Exchange]:
-        """The exchanges that were asked for so far, by name."""
+        """The exchanges that were used so far, by name."""
         return self._made
 
-    def on_made(self, told: Callable[[Exchange], None]) -> None:
-        """`told` gets every exchange: those that were made, at once, and each later one as soon as it is made."""
-        self._followers.append(told)
+    def on_made(self, follower: Callable[[Exchange], None]) -> None:
+        """Call `follower` with every exchange that was made, now, and with each later one when it is made."""
+        self._followers.append(follower)
         for exchange in tuple(self._made.values()):
-            told(exchange)
+            follower(exchange)
 
     def _entry(self, name: str) -> ExchangeEntry | str:
-        """The entry that makes that exchange; a sentence where none does."""
+        """The entry that makes that exchange; a sentence why none does."""
         for entry in self._entries:
             if name in entry.names:
                 return entry
@@ -162,7 +162,7 @@ class ExchangeRegistry:
         return why or f"there is no exchange {name}"
 
     async def close(self) -> None:
-        """Close all exchanges, whatever one of them does."""
+        """Close all exchanges; a defect while one closes does not keep the others from being closed."""
         for name, exchange in self._made.items():
             with self._context.bulkheads.contained(Part.EXCHANGE, f"closing {name}"):
                 await exchange.close()
@@ -172,8 +172,8 @@ class ExchangeRegistry:
     # Series.
 
     def series_refusal(self, series: SeriesId) -> str | None:
-        """Why the exchange cannot be asked for candles of the series' market and timeframe; None when it can. Returns
-        at once."""
+        """Why the exchange has no candles of the series' market and timeframe; None when it may have. Makes no
+        request."""
         if (why := self.refusal(series.exchange)) is not None:
             return why
         exchange = self.exchange(series.exchange)
@@ -182,7 +182,7 @@ class ExchangeRegistry:
         return exchange.timeframe_refusal(series.timeframe)
 
     def timeframe_refusal(self, series: SeriesId) -> str | None:
-        """See `Exchange.timeframe_refusal`; None for an exchange that nobody has used yet."""
+        """See `Exchange.timeframe_refusal`; None for an exchange that was not used yet."""
         exchange = self._made.get(series.exchange)
         return None if exchange is None else exchange.timeframe_refusal(series.timeframe)
 

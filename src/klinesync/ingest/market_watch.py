@@ -236,5 +236,5 @@ class MarketWatch:
             clocks_differ=None if difference is None else str(difference),
             final_margin_s=margin_s,
             final_margin_seen=margin_s > self._final_margin_s,
-            left_alone_s=self._exchange.contact(self.market).left_alone_s,
+            cooldown_s=self._exchange.contact(self.market).cooldown_s,
         )

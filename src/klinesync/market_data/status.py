@@ -283,8 +283,8 @@ def _rest_use(market: MarketFacts, now_time: int) -> RestUse:
     """The use of REST. `banned_until` is known even if requests are not counted."""
     if market.rest is not None:
         return RestUse(market.rest.weight_used, market.rest.weight_limit, market.rest.banned_until)
-    left_alone_s = market.contact.left_alone_s
-    return RestUse(None, None, now_time + ceil(left_alone_s) if left_alone_s > 0.0 else None)
+    cooldown_s = market.contact.cooldown_s
+    return RestUse(None, None, now_time + ceil(cooldown_s) if cooldown_s > 0.0 else None)
 
 
 def _of_market(market: MarketFacts, rest: RestUse) -> Iterable[_Trouble]:

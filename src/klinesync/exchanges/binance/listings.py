@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 from klinesync.core.errors import NotListed, UpstreamError
 from klinesync.core.series_id import SeriesId
@@ -156,7 +155,3 @@ class Listings:
         if self._shelf is not None:
             await self._shelf.keep(market, list(table.by_name.values()))
         return listed
-
-
-def _ascending(times: list[int]) -> bool:
-    return all(one < other for one, other in pairwise(times))

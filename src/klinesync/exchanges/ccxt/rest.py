@@ -101,7 +101,7 @@ class CcxtRest:
         self._listing: SingleFlight[None] = SingleFlight()
         self._not_listed: dict[str, UpstreamError] = {}
         self._whole = {market: WholeLists(timings=timings.lists) for market in clocks}
-        self._lists_asked = False  # ccxt keeps whatever came then, until it is told to ask again
+        self._lists_asked = False  # ccxt caches the first answer until it is asked to reload
         self._most_rows: dict[str, int | None] = {}
         self._log_limit = LogLimit(LOG_EVERY_S)
         self._leaving: set[asyncio.Task[None]] = set()
@@ -110,15 +110,15 @@ class CcxtRest:
         self._dates = {market: DateClock() for market in clocks}
 
     async def abilities(self) -> Abilities:
-        """What the exchange can do. Raises `UpstreamError`: with status 400 when there is no such exchange."""
+        """The features of the exchange. Raises `UpstreamError`, with status 400 when ccxt has no such exchange."""
         if self._abilities is None:
             self._abilities = await self._asking_abilities.get(self.client.abilities)
         return self._abilities
 
     async def now_ms(self, market: str) -> int:
-        """The exchange's time: asked, or the newest `Date` of its server (or the newest open time, failing that) where
-        it cannot be asked. Where an answer is doubted it is asked again, `TIME_ANSWERS` times at most. Raises
-        `UpstreamError`."""
+        """The exchange's time, UTC milliseconds, requested now. An exchange without a request for its time gives it by
+        the newest `Date` header, or else by the newest open time. A doubted answer is requested again, at most
+        `TIME_ANSWERS` times. Raises `UpstreamError`."""
         clock = self.clocks[market]
         for _ in range(TIME_ANSWERS):
             await self._ask_time(market, Errand(Urgency.READ))
@@ -133,11 +133,11 @@ class CcxtRest:
 
     def contact(self, market: str) -> RestContact:
         """The newest contact with the exchange: its markets share one client."""
-        left_alone_s = self.client.turns.refused_s
-        return replace(self.client.contact, final_margin_s=self.margin.ms / 1000, left_alone_s=left_alone_s)
+        cooldown_s = self.client.turns.refused_s
+        return replace(self.client.contact, final_margin_s=self.margin.ms / 1000, cooldown_s=cooldown_s)
 
     async def refusal(self, series: SeriesId) -> str | None:
-        """Why the series cannot be had, as a sentence. Raises `UpstreamError`."""
+        """Why the exchange has no candles of the series, as a sentence; None when it has. Raises `UpstreamError`."""
         try:
             can = await self.abilities()
         except UpstreamError as error:
@@ -158,15 +158,20 @@ class CcxtRest:
         except UpstreamError:
             if series.market not in self._listed:
                 raise
-            listings = self._listed[series.market][1]  # an older one, while it cannot be asked
+            listings = self._listed[series.market][1]  # the previous list, while a new one cannot be requested
         if series.symbol not in listings:
             return f"{self.client.name} lists no {ccxt_symbol(series)} on its {series.market} market"
         return None
 
     async def listings(self, market: str, max_age_s: float) -> Mapping[str, Listing]:
-        """What the market lists, by our symbol. Not asked for again before `unlisted_ttl_s`, save with a `max_age_s` of
-        0, by which a symbol that is gone is confirmed to be. Raises `UpstreamError`, also where the answer is no whole
-        list: then what was listed before still is."""
+        """The listings of a market, by our symbol.
+
+        market: name of the market.
+        max_age_s: greatest age of the list, in seconds; at least `unlisted_ttl_s` applies. 0 requests a new list, to
+            confirm that a symbol is gone.
+
+        Raises `UpstreamError`, also for an answer that is no complete list; the previous list stays valid then.
+        """
         listed, now_s = self._listed.get(market), self.monotonic()
         fresh_s = max(max_age_s, self.timings.unlisted_ttl_s) if max_age_s > 0.0 else 0.0
         if listed is not None and now_s - listed[0] <= fresh_s:
@@ -178,7 +183,7 @@ class CcxtRest:
         return self._listed[market][1]
 
     async def _ask_listings(self) -> None:
-        """Ask for the lists of all markets, which come as one."""
+        """Request the lists of all markets, which come in one answer."""
         unjudged = set(self.clocks)
 
         def judge(market: str, listings: Mapping[str, Listing], expected: bool) -> str | None:
@@ -204,7 +209,8 @@ class CcxtRest:
         self._listed.update({market: (now_s, listings) for market, listings in lists.items()})
 
     async def tickers(self, market: str) -> Sequence[Ticker]:
-        """The last 24 hours of every symbol. Raises `UpstreamError`, also where the exchange has no such list."""
+        """The last 24 hours of every symbol. Raises `UpstreamError`, with status 400 when the exchange has no such
+        list."""
         if not (await self.abilities()).tickers:
             raise UpstreamError(f"{self.client.name} has no list of tickers", 400)
         listings = await self.listings(market, self.timings.listings_ttl_s)
@@ -217,7 +223,8 @@ class CcxtRest:
     async def history(
         self, series: SeriesId, start: int, errand: Errand, end: int | None = None
     ) -> AsyncGenerator[HistoryPage, None]:
-        """Closed candles of the span `[start, end)`, or from `start` on, a page at a time. Raises `UpstreamError`."""
+        """The closed candles of the span `[start, end)`, a page at a time. See `Exchange.history`. Raises
+        `UpstreamError`."""
         frame, clock = series.timeframe, self.clocks[series.market]
         if series.market in self.venue.depth and clock.estimate_ms(self.monotonic()) is None:
             await self.now_ms(series.market)
@@ -233,13 +240,14 @@ class CcxtRest:
             at = next_start(frame, at, page, end, limit, now_s, self.venue.window)
 
     def reach(self, series: SeriesId) -> Reach | None:
-        """How far back its history goes; None where all of it can be had, or the exchange's time is not known."""
+        """The limit of the exchange's history of a series; None when the exchange gives all of it, or when its time is
+        not known."""
         now_ms = self.clocks[series.market].estimate_ms(self.monotonic())
         oldest = None if now_ms is None else self.venue.oldest(series, now_ms // 1000)
         return None if oldest is None else Reach(oldest, self.venue.depth_sentence(series))
 
     def polling(self, market: str) -> Polling | None:
-        """What following series of that market costs; None while nothing is known of it."""
+        """The cost of following series of a market by polling; None while the rate limit is unknown."""
         can = self._abilities
         return polling(self.venue, market, None if can is None else can.rate_limit_s)
 
@@ -267,9 +275,18 @@ class CcxtRest:
         prove: bool,
         not_empty: bool = False,
     ) -> Page:
-        """One answer of at most `limit` rows. `prove`: ask the exchange's time before, where it can be asked and may
-        prove more than what is known. `not_empty`: there were rows before, so that an answer without any is wrong. Bad
-        rows are counted and logged. Raises `UpstreamError`."""
+        """Request one page of rows. Invalid rows are counted and logged.
+
+        series: the series.
+        start: the open time of the first row.
+        end: the open time before which candles are wanted; None: up to now.
+        limit: most rows; None: the exchange's default.
+        errand: urgency of the request.
+        prove: whether the exchange's time is requested first, where that can prove further rows to be final.
+        not_empty: whether an answer without rows is an error, because the series had rows before. False by default.
+
+        Raises `UpstreamError`.
+        """
         can, clock = await self.abilities(), self.clocks[series.market]
         frame, asked_s = series.timeframe, self.monotonic()
         if prove and can.time and self._may_prove(series, start, end, limit):
@@ -293,9 +310,15 @@ class CcxtRest:
         return page
 
     async def _known_ms(self, market: str, asked_s: float, newest_ms: int | None) -> int | None:
-        """The exchange's time at `asked_s`, when an answer was asked for; None when unknown. The exchange is asked for
-        its time where the newest row (`newest_ms`, None without rows) opens much later than the estimate. Raises
-        `UpstreamError`."""
+        """The exchange's time at a request, UTC milliseconds; None when unknown. The time is requested when the newest
+        row opens much later than the estimate.
+
+        market: name of the market.
+        asked_s: when the rows were requested, monotonic seconds.
+        newest_ms: the newest open time of the answer; None without rows.
+
+        Raises `UpstreamError`.
+        """
         clock = self.clocks[market]
         known_ms = clock.estimate_ms(asked_s)
         if known_ms is None or newest_ms is None or newest_ms <= known_ms + MEASURE_AHEAD_MS:
@@ -309,13 +332,14 @@ class CcxtRest:
                 raise
             suppressed = self._log_limit.allow((market, "time"), self.monotonic())
             if suppressed is not None:
-                sentence = "the market does not tell its time"
+                sentence = "the time of the market cannot be requested"
                 log.warning("exchange.time_failed", sentence, market=market, suppressed=suppressed, error=error)
             return known_ms
         return max(known_ms, min(measured_ms, newest_ms))
 
     def _charged(self, series: SeriesId, start: int, limit: int | None) -> int:
-        """How many candles the venue looks into for an answer from `start` on: all up to now in an open window."""
+        """The number of candles for which a request from `start` on is charged: all up to now, where the venue's window
+        is open-ended."""
         frame, now_ms = series.timeframe, self.clocks[series.market].estimate_ms(self.monotonic())
         if now_ms is None:
             return limit or 0
@@ -340,14 +364,14 @@ class CcxtRest:
         if confirms:
             length_s = min(length_s, timings.confirm_s)
         elif (cost := polling(self.venue, series.market, can.rate_limit_s)) is not None:
-            # What closes take comes first: the more series, the fewer polls of candles in progress.
+            # Requests for closed candles come first: the more series, the fewer polls of forming candles.
             closes = self.polled * cost.needs(series.timeframe) / cost.per_minute
             share = max(LEAST_POLL_SHARE, min(POLL_SHARE, 1.0 - SPARE_SHARE - closes))
             length_s = max(length_s, min(self.polled * cost.request_s / share, timings.poll_most_s))
         return max(timings.poll_least_s, length_s) * self.rng.uniform(0.9, 1.1)
 
     def leave(self, series: SeriesId, can: Abilities) -> None:
-        """Unsubscribe the series' stream, where the exchange takes that, without waiting for it."""
+        """Unsubscribe the stream of a series, where the exchange has such a request, without waiting for the answer."""
         if can.unwatch:
             loop, work = asyncio.get_running_loop(), partial(self._unwatch, series)
             task = self.bulkheads.begin(loop, work, part=Part.CONNECTION, name=f"unwatch {series}")
@@ -361,8 +385,9 @@ class CcxtRest:
             log.info("stream.unsubscribe_failed", "its stream stays subscribed", series=series, error=error)
 
     async def limit(self, series: SeriesId, start: int, end: int | None) -> int | None:
-        """How many rows to ask for; None when the exchange does not say how many an answer holds. Raises
-        `UpstreamError`, with status 400 for a series that cannot be had."""
+        """The number of rows to request from `start` on; None when the page size of the exchange is unknown. `end`: the
+        open time before which candles are wanted, None: up to now. Raises `UpstreamError`, with status 400 for a series
+        that the exchange does not have."""
         market = series.market
         listed = series.symbol in self._listed.get(market, (0.0, {}))[1]
         if not listed or series.timeframe.code not in ((await self.abilities()).timeframes or Timeframe.known):
@@ -374,11 +399,11 @@ class CcxtRest:
         most = self._most_rows[market]
         if most is None or end is None:
             return most
-        # And the rows behind them that show that they are final.
+        # With the later rows that prove the wanted ones to be final.
         return max(LEAST_ROWS, min(most, series.timeframe.count(start, end) + LATER_ROWS))
 
     def _may_prove(self, series: SeriesId, start: int, end: int | None, limit: int | None) -> bool:
-        """Whether a newer stamp might prove rows to be final that the newest one does not."""
+        """Whether a new answer to the time can prove rows to be final which the newest answer cannot."""
         clock, frame = self.clocks[series.market], series.timeframe
         if clock.rest_ms is None:
             return True
@@ -391,7 +416,7 @@ class CcxtRest:
         return not ends or min(ends) * 1000 + self.margin.ms > clock.rest_ms
 
     async def _ask_time(self, market: str, errand: Errand) -> None:
-        """Ask for the exchange's time, unless it was just told. Raises `UpstreamError`."""
+        """Request the exchange's time, unless an answer came a moment ago. Raises `UpstreamError`."""
         clock = self.clocks[market]
 
         async def fetch() -> None:
@@ -410,11 +435,11 @@ class CcxtRest:
         await self._time[market].get(fetch)
 
     def _date_age_s(self, market: str) -> float:
-        """How long ago an answer told what it could of the time, where the exchange cannot be asked."""
+        """Seconds since the newest answer with a `Date`, of an exchange without a request for its time."""
         return self.monotonic() - self._dated_s.get(market, float("-inf"))
 
     async def _ask_date(self, market: str, errand: Errand) -> None:
-        """Ask for rows, whose `Date` and newest open time tell the time. Raises `UpstreamError`."""
+        """Request rows: their `Date` header and newest open time show the time. Raises `UpstreamError`."""
         can, clock = await self.abilities(), self.clocks[market]
         symbols = await self.listings(market, self.timings.listings_ttl_s)
         trading = next((symbol for symbol in symbols.values() if symbol.trading), None)
@@ -428,8 +453,8 @@ class CcxtRest:
             raise UpstreamError(f"{self.client.name} does not tell the time")
 
     def _learn(self, series: SeriesId, answer: Answer, can: Abilities) -> None:
-        """Where the exchange cannot be asked for its time: what its server's `Date` shows as far as rows bear it out,
-        or else its newest row."""
+        """Set the clock of an exchange without a request for its time: by the `Date` header, where rows confirm it,
+        or else by the newest row."""
         if can.time:
             return
         clock, now_s = self.clocks[series.market], self.monotonic()

@@ -34,7 +34,7 @@ MEASURE_AHEAD_MS = 3_600_000
 # Most bits of a whole number; a larger one is invalid, and may not fit a float.
 MAX_BITS = 63
 # Fewest candles that an answer is assumed to cover where the page size of the exchange is unknown.
-UNTOLD_WINDOW = 100
+UNKNOWN_WINDOW = 100
 # Candles that a live series may lag before it restarts at the newest ones; history fills the span between.
 MOST_BEHIND = 20
 # Candles before the open one at which live starts, because the previous candle may not be stored yet.
@@ -42,8 +42,8 @@ LIVE_BACK = 2
 # Time for which an answer without news shows that a series is quiet, in seconds of the exchange: until the next poll.
 QUIET_HOLDS_S = 90
 # Published candles whose values are kept, to detect corrections.
-KEPT_TOLD = 4
-# ccxt's errors by the name of their class, and the HTTP status that says the same.
+MOST_RECENT = 4
+# The HTTP status of ccxt's errors, by the name of their class.
 STATUS_OF_ERROR = {
     "RateLimitExceeded": 429,
     "DDoSProtection": 429,
@@ -55,8 +55,7 @@ STATUS_OF_ERROR = {
 }
 # The HTTP status in the text of ccxt's errors: `okx GET https://… 429 Too Many Requests …`.
 _STATUS_IN_TEXT = re.compile(r"https?://\S+ ([1-5]\d\d)\b")
-# Texts of venues for too many requests, whatever class of error ccxt makes of them: words, or a venue's own code (okx
-# 50011, bybit 10006).
+# Texts of venues for too many requests, in errors of any class: words, or a venue's own code (okx 50011, bybit 10006).
 _TOO_FAST = re.compile(
     r"too many (requests|visits)|too frequent|rate.?limit|request limit|throttl|\b50011\b|\b10006\b", re.IGNORECASE
 )
@@ -75,8 +74,8 @@ def own_symbol(base: str, quote: str, settle: str | None) -> str:
 
 
 def plain_row(values: object) -> Row:
-    """A row as ccxt gives it, whatever that is: what is no number, or a whole number of more than 64 bits, counts as
-    missing; what is no row counts as an empty one."""
+    """A row with plain numbers: a value that is no number, or an integer of more than 63 bits, becomes None; a value
+    that is no row becomes an empty one."""
     return tuple(map(_plain_number, values)) if isinstance(values, list | tuple) else ()
 
 
@@ -88,11 +87,17 @@ def _plain_number(value: object) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer, from the open time that it was asked for on.
+    """One answer, from its requested open time on.
 
-    `candles` are final, ascending; `empty` lies between two of the answer's rows; `forming` is the newest row when it
-    may still change (`still_open`); `bad` are rows that are no candles. `newest` is the newest open time of all `rows`,
-    `end` the open time before which they are final. `final_ms`: the clock that proved them, None where none did.
+    candles: final candles, ascending.
+    empty: spans between two rows in which the venue has no candle.
+    forming: the newest row, when it may still change.
+    bad: rows that are no candles.
+    newest: the newest open time of all rows; None without rows.
+    still_open: whether the newest row may still change.
+    rows: the number of rows.
+    end: the open time before which rows are final.
+    final_ms: the exchange's time that proved them final, UTC milliseconds; None: no clock did.
     """
 
     candles: list[Candle] = field(default_factory=list)
@@ -117,12 +122,19 @@ def read_page(
     margin_ms: int,
     emptiness: Emptiness = AT_ONCE,
 ) -> Page:
-    """Read the answer to "rows from `start` on" (open times in UTC seconds), of which those before `end` are wanted.
+    """Read the answer to a request for rows. Rows before `start` are ignored; of several rows of one open time the
+    last counts.
 
-    `final_ms`: the exchange's clock, by stamps from before it was asked, None where no clock proves anything;
-    `known_ms`: what time it is there, as far as is known. `margin_ms`: how long after its end a row may change;
-    `emptiness`: what proves that the venue has no candle. Rows before `start` are passed over, the last of several of
-    one time counts. Raises `UpstreamError` when rows lie in the future.
+    frame: the timeframe.
+    rows: as ccxt gives them.
+    start: the requested open time, UTC seconds.
+    end: the open time before which candles are wanted; None: all.
+    final_ms: the exchange's time from before the request, UTC milliseconds; None: no clock proves a row to be final.
+    known_ms: the estimate of the exchange's time; None: unknown.
+    margin_ms: how long after its end a row may change, in milliseconds.
+    emptiness: what proves that the venue has no candle.
+
+    Raises `UpstreamError` when rows lie in the future.
     """
     by_time: dict[int, Row] = {}
     bad: list[BadCandle] = []
@@ -174,17 +186,24 @@ def next_start(
     now_s: int | None,
     window: int | None = None,
 ) -> int | None:
-    """Where the next page begins, so that it overlaps this one by a row; None when this was the last one.
+    """The open time at which the next page begins; None when this page was the last one. Pages overlap by one row.
 
-    Many exchanges answer with what lies in a window of `limit` candles behind `start`, so that an answer without
-    anything new is the end only when the window reaches up to now (`now_s`, by the exchange's clock). `window`: where
-    the exchange looks into a longer one than `limit`, in candles.
+    Many exchanges answer with the candles of a window of `limit` candles from `start` on. An answer without a new
+    candle is therefore the end only when the window reaches up to now.
+
+    frame: the timeframe.
+    start: the open time from which this page was requested.
+    page: the answer.
+    end: the open time at which the reading ends, exclusive; None: at the newest candle.
+    limit: most rows of an answer; None: unknown.
+    now_s: the exchange's time, UTC seconds; None: unknown.
+    window: the length of the exchange's window in candles, where it is longer than `limit`; None: `limit`.
     """
     newest = page.newest
     if end is not None and end <= page.end:
         return None
     if page.still_open:
-        # A full answer does not show whether rows follow the newest ones: again, from the newest final one on.
+        # A full answer does not show whether further rows follow. Request again, from the newest final row on.
         final = page.candles[-1].time if page.candles else start
         full = limit is not None and page.rows >= limit
         return final if full and final > start else None
@@ -192,104 +211,116 @@ def next_start(
         return None  # nothing newer has ended
     if newest is not None and frame.floor(newest) > start:
         return frame.floor(newest)
-    window_end = frame.shift(start, max(window or 0, UNTOLD_WINDOW if limit is None else max(limit, 2)) - 1)
+    window_end = frame.shift(start, max(window or 0, UNKNOWN_WINDOW if limit is None else max(limit, 2)) - 1)
     if now_s is None or window_end >= frame.floor(now_s) or (end is not None and frame.next(window_end) >= end):
         return None
     return window_end
 
 
 class LiveCandles:
-    """What the rows of one live series newly tell: final candles, ascending, each once, and the one in progress.
+    """The new candles in the rows of one live series: final candles, ascending, each once, and the forming candle.
 
-    Rows are asked for from one before the newest told candle on: a row that changed after it was final is told again.
-    `margin`: how long after its end the venue may change a row, which learns from such changes.
+    Rows are requested from one before the newest published final candle on. A final row that changed is published
+    again.
+
+    frame: the timeframe.
+    margin: how long after its end the venue may change a row; it learns from such changes.
     """
 
     def __init__(self, frame: Timeframe, margin: VenueMargin) -> None:
         self._frame = frame
         self._margin = margin
-        self._recent: dict[int, tuple[Candle, int]] = {}  # told candles, and how long after their end they were seen so
-        self._told: Candle | None = None
+        # Published final candles by open time, and the time between a candle's end and the request, in ms.
+        self._recent: dict[int, tuple[Candle, int]] = {}
+        self._final: Candle | None = None
         self._forming: Candle | None = None
-        self._awaited: int | None = None  # the oldest open time that was shown and not told
-        self._asked_from = 0  # the open time that the newest page was asked from
-        self._looked_ms = 0  # the exchange's time when that page was asked for
-        self._quiet_from: int | None = None  # behind the newest told candle, also once that is forgotten
+        self._awaited: int | None = None  # the oldest open time that was shown as forming and is not final yet
+        self._asked_from = 0  # the open time from which the newest page was requested
+        self._asked_ms = 0  # the exchange's time at that request
+        self._quiet_from: int | None = None  # the end of the newest final candle, also after a new start
 
     @property
-    def told(self) -> int | None:
-        """The newest open time that was told as final."""
-        return None if self._told is None else self._told.time
+    def newest_final(self) -> int | None:
+        """The open time of the newest final candle; None before the first one, and after a new start."""
+        return None if self._final is None else self._final.time
 
     def since(self, now_ms: int, back: int = LIVE_BACK) -> int:
-        """From what open time on rows are to be asked for. One far behind begins again at the newest: `back` candles
-        before the one that is open."""
+        """The open time from which rows are to be requested. A series that is more than `MOST_BEHIND` candles behind
+        starts anew, `back` candles before the open one.
+
+        now_ms: the exchange's time, UTC milliseconds.
+        back: candles before the open one at a start; `LIVE_BACK` by default.
+        """
         frame = self._frame
         newest = frame.floor(now_ms // 1000)
-        if self._told is None or frame.count(self._told.time, newest) > MOST_BEHIND:
-            self._told = self._forming = self._awaited = None
+        if self._final is None or frame.count(self._final.time, newest) > MOST_BEHIND:
+            self._final = self._forming = self._awaited = None
             self._recent.clear()
             self._asked_from = max(0, frame.shift(newest, -back))
         else:
-            self._asked_from = max(0, frame.shift(self._told.time, -1))
+            self._asked_from = max(0, frame.shift(self._final.time, -1))
         return self._asked_from
 
     def due_ms(self, now_ms: int) -> int:
-        """When the next candle is final, in the exchange's time: the oldest that was shown and not told, or the one
-        that is open."""
+        """When the next candle is final, in the exchange's time (UTC milliseconds). The next candle is the oldest one
+        that was shown as forming, or the open one."""
         awaited = self._awaited
         if awaited is None:
             awaited = self._frame.floor(now_ms // 1000)
-            if self._told is not None:
-                awaited = max(awaited, self._frame.next(self._told.time))
+            if self._final is not None:
+                awaited = max(awaited, self._frame.next(self._final.time))
         return _end_ms(self._frame, awaited) + self._margin.ms
 
     def take(self, page: Page) -> list[tuple[Candle, bool]]:
-        """What a page brings: (candle, whether it is final), to be told in that order. One that was told as final is
-        told again when its values are others now."""
+        """The new candles of a page, each with whether it is final, in the order of publishing. A final candle is
+        published again when its values have changed."""
         news: list[tuple[Candle, bool]] = []
         for candle in page.candles:
             seen_ms = 0 if page.final_ms is None else page.final_ms - _end_ms(self._frame, candle.time)
             before = self._recent.get(candle.time)
-            if before is None and self._told is not None and candle.time <= self._told.time:
+            if before is None and self._final is not None and candle.time <= self._final.time:
                 continue
             if before is not None and before[0] != candle:
                 self._margin.changed(before[1])
             self._recent[candle.time] = (candle, seen_ms)
             if before is None or before[0] != candle:
                 news.append((candle, True))
-            if self._told is None or candle.time >= self._told.time:
-                self._told = candle
-        for time in sorted(self._recent)[:-KEPT_TOLD]:
+            if self._final is None or candle.time >= self._final.time:
+                self._final = candle
+        for time in sorted(self._recent)[:-MOST_RECENT]:
             del self._recent[time]
-        if self._told is not None and self._awaited is not None and self._awaited <= self._told.time:
+        if self._final is not None and self._awaited is not None and self._awaited <= self._final.time:
             forming = self._forming
-            self._awaited = forming.time if forming is not None and forming.time > self._told.time else None
+            self._awaited = forming.time if forming is not None and forming.time > self._final.time else None
         newest = page.forming
-        if newest is None and page.candles and self._told != page.candles[-1]:
+        if newest is None and page.candles and self._final != page.candles[-1]:
             newest = page.candles[-1]
         return news + self._show(newest)
 
     def quiet(self, page: Page, now_ms: int) -> Span | None:
-        """Where the page, which was taken, shows that there are no candles behind the newest told one: up to its newest
-        row, or up to the next look where no row follows. None: nowhere.
+        """The span behind the newest final candle in which a page shows no candle; None: the page shows no such span.
 
-        now_ms: the exchange's time when the page was asked for.
+        The span ends at the newest row of the page, or, where no row follows the final candle, `QUIET_HOLDS_S` after
+        the request.
+
+        page: was given to `take` before.
+        now_ms: the exchange's time at the request, UTC milliseconds.
         """
-        if self._told is not None:
-            self._quiet_from = self._frame.next(self._told.time)
-        elif self._asked_from * 1000 > self._looked_ms:
-            self._quiet_from = None  # nobody has looked between the last page and this one
-        self._looked_ms = now_ms
+        if self._final is not None:
+            self._quiet_from = self._frame.next(self._final.time)
+        elif self._asked_from * 1000 > self._asked_ms:
+            self._quiet_from = None  # the time between the last page and this one was not read
+        self._asked_ms = now_ms
         start, newest = self._quiet_from, page.newest
-        if start is None or (self._told is not None and newest is None):
+        if start is None or (self._final is not None and newest is None):
             return None
         follows = newest is not None and newest >= start
         end = self._frame.floor(newest if newest is not None and follows else now_ms // 1000 + QUIET_HOLDS_S)
         return Span(start, end) if start < end else None
 
     def pushed(self, rows: Sequence[Row], now_ms: int) -> list[tuple[Candle, bool]]:
-        """What a stream brings, which is the candle in progress at most. Raises `BadCandle`."""
+        """The new candle of a push of the stream, as a forming candle; nothing when it is not new. Raises
+        `BadCandle`."""
         if not rows:
             return []
         row = max(rows, key=lambda one: (one[0] if one else None) or 0.0)
@@ -301,8 +332,8 @@ class LiveCandles:
     def _show(self, candle: Candle | None) -> list[tuple[Candle, bool]]:
         if candle is None or candle == self._forming:
             return []
-        for other in (self._told, self._forming):
-            if other is not None and candle.time < other.time + (other is self._told):
+        for other in (self._final, self._forming):
+            if other is not None and candle.time < other.time + (other is self._final):
                 return []
         self._forming = candle
         if self._awaited is None:
@@ -311,7 +342,12 @@ class LiveCandles:
 
 
 def upstream_error(what: str, error: Exception, retry_after: str | None = None) -> UpstreamError:
-    """The error of an exchange, or of ccxt, as ours. `retry_after` is the header of that name, in seconds."""
+    """The `UpstreamError` for an error of an exchange or of ccxt.
+
+    what: the request, for the message.
+    error: as ccxt raised it.
+    retry_after: the header `Retry-After` of the answer, in seconds; None: there was none.
+    """
     names = [kind.__name__ for kind in type(error).__mro__]
     known = "BaseError" in names or isinstance(error, OSError | TimeoutError)
     status = _status(str(error), names) if known else 0
@@ -322,31 +358,31 @@ def upstream_error(what: str, error: Exception, retry_after: str | None = None) 
         try:
             retry_after_s = float(retry_after)
         except ValueError:
-            retry_after_s = None  # a date: the usual pause does
+            retry_after_s = None  # a date: the usual backoff applies
         if retry_after_s is not None and not (isfinite(retry_after_s) and retry_after_s >= 0.0):
             retry_after_s = None
     return UpstreamError(f"{what}: {trouble}", status, retry_after_s)
 
 
 def _status(text: str, names: Sequence[str]) -> int:
-    """The HTTP status that an error of ccxt's stands for, 0 when there is none; 429 for every kind of "too fast"."""
+    """The HTTP status of an error of ccxt, by its class and text; 0 without one; 429 for every kind of rate limit."""
     by_class = next((STATUS_OF_ERROR[name] for name in names if name in STATUS_OF_ERROR), 0)
-    told = _STATUS_IN_TEXT.search(text)
-    status = by_class if told is None else int(told[1])
-    # The text behind the address: the address itself may say anything.
-    words = text if told is None else text[told.start(1) :]
+    match = _STATUS_IN_TEXT.search(text)
+    status = by_class if match is None else int(match[1])
+    # The text after the address, because an address may contain any words.
+    words = text if match is None else text[match.start(1) :]
     if by_class == 429 or status in (418, 429) or _TOO_FAST.search(words):
         return 429
     return by_class if status < 400 else status
 
 
 def header(headers: Mapping[str, str] | None, name: str) -> str | None:
-    """The header of that name, however it is spelled."""
+    """The value of a header. `name`: in lower case; the case of the headers' names does not matter."""
     return next((value for key, value in (headers or {}).items() if key.lower() == name), None)
 
 
 def date_ms(text: str | None) -> int | None:
-    """A `Date` header in ms; None when there is none, or no date in it."""
+    """The time of a `Date` header, UTC milliseconds; None without a header, or when it is no date."""
     if text is None:
         return None
     try:
@@ -360,7 +396,7 @@ def _end_ms(frame: Timeframe, open_time: int) -> int:
 
 
 def _candle(row: Row, frame: Timeframe) -> Candle:
-    """Raises `BadCandle`."""
+    """The candle of a row. Raises `BadCandle`."""
     values = [value for value in row[:6] if value is not None]
     if len(values) < 6:
         raise BadCandle(row[0] if row else None, "a value is missing")

@@ -171,7 +171,7 @@ class CcxtConnection:
         live = self._live.setdefault(series, LiveCandles(series.timeframe, source.margin))
         asked_ms = self._now_ms()
         page = await self._ask(series, live, Urgency.SWEEP)
-        if live.told is None and page.newest is None:  # quiet: find the last traded candle
+        if live.newest_final is None and page.newest is None:  # quiet: find the last traded candle
             page = await self._ask(series, live, Urgency.SWEEP, back=QUIET_BACK)
             page = replace(page, candles=page.candles[-LIVE_BACK:])
         self._attached.add(series)
@@ -212,9 +212,9 @@ class CcxtConnection:
             while source.monotonic() < until_s:
                 pause_s, due_s = source.pause_s(series, can, confirms=confirms), self._due_s(live)
                 await asyncio.sleep(min(pause_s, max(due_s, self._timings.poll_again_s)) if due_s > 0.0 else pause_s)
-                told = live.told
+                before = live.newest_final
                 await self._look(series, live)
-                confirms = live.told != told
+                confirms = live.newest_final != before
         finally:
             source.polled -= 1
         return confirms
@@ -253,13 +253,13 @@ class CcxtConnection:
                     if self._take_pushed(series, live, rows):
                         silent = 0
                         self._callbacks.stands_in(series, None)
-                now_s, told = source.monotonic(), live.told
+                now_s, before = source.monotonic(), live.newest_final
                 confirms = confirm_s is not None and now_s >= confirm_s
                 quiet = now_s - looked_s >= series.timeframe.seconds + source.margin.ms / 1000
                 if confirms or quiet or (self._due_s(live) <= 0.0 and now_s >= next_s):
                     asked_s, looked_s, confirm_s = now_s, now_s, None if confirms else confirm_s
                     silent += await self._look(series, live)
-                    if live.told != told:  # the venue may still change the candle: confirm it
+                    if live.newest_final != before:  # the venue may still change the candle: confirm it
                         confirm_s = source.monotonic() + self._timings.confirm_s
         finally:
             if pushes is not None:
@@ -291,7 +291,7 @@ class CcxtConnection:
     ) -> Page:
         start = live.since(self._now_ms(), back)
         limit = await self._source.limit(series, start, None)
-        errand, not_empty = Errand(urgency), live.told is not None
+        errand, not_empty = Errand(urgency), live.newest_final is not None
         return await self._source.page(series, start, None, limit, errand, prove=prove, not_empty=not_empty)
 
     def _take_pushed(self, series: SeriesId, live: LiveCandles, rows: Sequence[Row]) -> bool:
