@@ -267,7 +267,7 @@ class _Link:
     def __init__(self, timeframe: Timeframe, parent_at: int, series: SeriesId | None) -> None:
         self.timeframe = timeframe
         self.parent_at = parent_at  # the parent's place among the links; the base's is behind the last
-        self.series = series  # None: a link that nobody asked for
+        self.series = series  # None: a link of the chain that is not a target
         self.open = self.end = -1
         self.parts: Candle | None = None
 

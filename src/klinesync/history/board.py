@@ -15,7 +15,7 @@ from klinesync.exchanges.exchange import HistoryWatch
 
 # Most finished readings of a reader that are remembered.
 MAX_FINISHED = 10_000
-# Pause between two progress messages of a reading, in seconds; the first comes so long after its beginning.
+# Pause between two progress messages of a reading, and before the first one, in seconds.
 PUBLISH_EVERY_S = 1.0
 # Missing candles from which on a reading is published at its beginning.
 PUBLISH_CANDLES = 2000
@@ -208,8 +208,8 @@ class BackfillBoard:
     """The progress of all readings of history. Each reader reports through a watch of its own.
 
     wall_s: UTC seconds of the wall clock.
-    publish: sends progress messages of a long reading to the clients of its series; None (the default): nobody does.
-    note: takes each finished reading; None (the default): nobody does.
+    publish: sends progress messages of a long reading to the clients of its series; None by default.
+    note: takes each finished reading; None by default.
     max_finished: most finished readings of a reader that are remembered; the oldest are evicted.
     """
 

@@ -25,7 +25,7 @@ BACKFILL = "backfill"
 
 class Reason(StrEnum):
     """Why a span is missing: behind the stored head, before the first stored candle, between stored candles; the
-    exchange's own candles of a derived series; or an explicit backfill that somebody requested."""
+    exchange's own candles of a derived series; or an explicit backfill."""
 
     TAIL = "tail"
     OLDER = "older"

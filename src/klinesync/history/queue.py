@@ -225,7 +225,7 @@ class HistoryQueue:
         self._forget_if_idle(work.series)
 
     def _waiting_again(self, remaining: Sequence[Pending], now_s: float, answer: str | None) -> Iterator[Pending]:
-        """The needs that wait again. A need that nobody wants any more is dropped; the memory keeps the same need from
+        """The needs that wait again. A need that is not wanted any more is dropped; the memory keeps the same need from
         being queued again before the retry would have been due."""
         for pending in remaining:
             if pending.due_s <= pending.wanted_until_s:

@@ -35,7 +35,7 @@ SCRUB_CANDLES = 5000
 SCRUB_PAGES = 64
 # How often a page that fails its checksum is looked at again before it counts as damaged: it may be half written.
 PAGE_REPEATS = 3
-# Numbers of damaged pages that are told.
+# Most numbers of damaged pages that are listed.
 MAX_PAGES_TOLD = 20
 # Share of a scrub's progress that the pages of the file stand for.
 PAGES_PCT = 20.0

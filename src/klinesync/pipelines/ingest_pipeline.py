@@ -2,7 +2,7 @@
 
 Group commit: an idle writer commits arriving candles at once; candles that arrive while the writer is busy are the next
 batch. Live candles go first. Bulk candles (history, HTTP) fill a transaction only up to the longest wait of live ones.
-Publishing follows the commit, in commit order, and awaits nobody.
+Publishing follows the commit, in commit order, and never waits.
 
 The file is longer than others: a transaction, its repeats without what is damaged, and its publication are one order of
 steps, and all of them share the list of unreadable ledgers.

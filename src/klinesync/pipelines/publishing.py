@@ -53,7 +53,7 @@ class Publisher:
         assert len(set(self.order)) == len(subscribers), "names are unique"
 
     def publish(self, applied: Applied) -> None:
-        """Tell every subscriber of a commit. Never raises, and awaits nobody."""
+        """Publish a commit to every subscriber. Never raises, and never waits."""
         assert self._subscribers is not None, "subscribers are bound before the first commit"
         for subscriber in self._subscribers:
             try:

@@ -70,7 +70,7 @@ def wanted(exchange: SimExchange, path: str, now_ms: int) -> Wanted | None:
 
 
 def days(file: Wanted, now_ms: int) -> Iterator[bytes]:
-    """The lines of the file, a day at a time, so that whoever writes it may do something else in between."""
+    """The lines of the file, a day at a time, so that the writer can yield in between."""
     day = file.first
     while day < file.end:
         start, end = _midnight(day), _midnight(day + timedelta(1))

@@ -54,7 +54,7 @@ class _Acting:
 class EventFaults:
     """What is done to the events on their way from the feed to those who listen.
 
-    `active` is False when nothing is: then nobody need ask. `silent` are the rules that withhold events from
+    `active` is False without rules; no event need be checked then. `silent` are the rules that withhold events from
     connections.
     """
 

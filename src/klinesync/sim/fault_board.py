@@ -101,7 +101,7 @@ class FaultBoard:
             case Outage() | Delist() | Unlisted():
                 rule = Rule(fault_id, fault, self._market.halt(fault_id, fault, now_ms))
             case ClockSkew():
-                rule = Rule(fault_id, fault, 1)  # whoever made the clock has seen to it
+                rule = Rule(fault_id, fault, 1)  # its effect is in the clock already
             case Revise():
                 rule = Rule(fault_id, fault, self._market.revise(fault, now_ms))
                 self._spent.add(fault_id)

@@ -35,7 +35,7 @@ class StreamKey(NamedTuple):
 
 @dataclass(slots=True)
 class KlineStream:
-    """One stream that somebody listens to, and how far it has come.
+    """One subscribed stream, and its position.
 
     `open_s` is the candle that it is in. `sent` is the number of trades that the last event of this candle showed,
     -1 when an event is wanted even without a trade. `done` sums the finished minutes of the candle before `done_s`.

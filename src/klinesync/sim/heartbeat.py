@@ -27,7 +27,7 @@ class Heartbeat:
         return payload
 
     def pong(self, payload: bytes) -> bool:
-        """Whether the pong answers one of our pings. One that nobody asked for does not keep a connection alive."""
+        """Whether the pong answers one of our pings. An unsolicited pong does not keep a connection alive."""
         if payload not in self._waiting:
             return False
         self._waiting.clear()  # it has read everything up to this one

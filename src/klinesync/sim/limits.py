@@ -98,7 +98,7 @@ def rest_of_minute_s(now_ms: int) -> int:
 
 
 def banned(until_ms: int, now_ms: int) -> Refusal:
-    """The refusal of somebody who is banned until then."""
+    """The refusal of an address that is banned until then."""
     return Refusal(
         418,
         max(1, -(-(until_ms - now_ms) // 1000)),

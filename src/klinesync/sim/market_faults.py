@@ -1,6 +1,6 @@
 """Faults of the market itself: minutes that never happen, candles that change, symbols that come and go.
 
-They edit the tapes, so that REST, streams, longer intervals and whoever asks a tape for the truth agree.
+They edit the tapes, so that REST, streams, longer intervals and the tests' truth agree.
 """
 
 from __future__ import annotations

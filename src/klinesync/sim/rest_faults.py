@@ -39,7 +39,7 @@ class _Script:
 
 @dataclass(slots=True)
 class RestFaults:
-    """The faults that requests meet; `active` is False when there are none, and nobody need ask."""
+    """The faults that requests meet; `active` is False without any; no request need be checked then."""
 
     active: bool = False
     _errors: list[Rule[RestError]] = field(default_factory=list)

@@ -15,7 +15,7 @@ from klinesync.storage.disk import bad_page, disk_trouble, sync
 from klinesync.storage.own_files import refuse_own_file
 from klinesync.storage.sqlite_reader import SqliteReader
 
-# 4 MB a step: progress is told between two of them.
+# 4 MB a step; progress is reported after each.
 PAGES_A_STEP = 1024
 
 
@@ -43,7 +43,7 @@ def backup(store: SqliteReader, target: Path, progress: Callable[[int, int], Non
                 _copy(source, part, progress)
             sync(part)
             if os.path.lexists(target):
-                raise Rejected(f"{target} was made by somebody else meanwhile; nothing was written to it")
+                raise Rejected(f"{target} was made by another process meanwhile; nothing was written to it")
             part.rename(target)
         finally:
             part.unlink(missing_ok=True)

@@ -214,7 +214,7 @@ class CandleTable:
         self._save_rows()
         chunk = chunk_of(number, series.timeframe, max(before, 0))
         self.chunks.delete_before(number, chunk)
-        # A damaged chunk stays as it is: nobody knows which candles are in it.
+        # A damaged chunk stays as it is: which candles are in it is unknown.
         candles = self.chunks.one(series, number, chunk, strict=False)
         if candles and candles[0].time < before:
             self.chunks.put(series, number, chunk, [candle for candle in candles if candle.time >= before])
@@ -242,7 +242,7 @@ class CandleTable:
             series = self._memory.named(integer(rows[0][0])) if len(numbers) == 1 else None
             if series is not None:
                 raise self._memory.unreadable(series, error) from error
-            # Of several series nobody knows which: the caller tries each by itself.
+            # Which of several series is unknown: the caller tries each by itself.
             raise StoreDamaged(Damage(None, None, str(error))) from error
 
     def _oldest_row(self, number: int) -> int | None:

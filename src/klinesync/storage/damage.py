@@ -91,7 +91,7 @@ class DamageBoard:
         self._readable: dict[SeriesId, list[Span]] = {}
 
     def note(self, damage: Damage) -> None:
-        """Add a damaged part, and log it the first time. What is in quarantine is logged by whoever takes it there."""
+        """Add a damaged part, and log it the first time. A part in quarantine is logged when it is taken there."""
         key = damage.series, damage.kept, damage.start
         with self._lock:
             known = key in self._parts
@@ -140,7 +140,7 @@ class DamageBoard:
         return bool(self._readable)
 
     def take_readable(self) -> list[tuple[SeriesId, Span]]:
-        """The spans of candles whose damage was cleared since the last call, whoever has read them. Derived candles in
+        """The spans of candles whose damage was cleared since the last call, by any reader. Derived candles in
         them may be stale: while the damage was on the board, corrections beside it did not reach them."""
         with self._lock:
             readable, self._readable = self._readable, {}

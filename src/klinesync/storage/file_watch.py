@@ -65,7 +65,7 @@ class FileWatch:
 
     @property
     def descriptor(self) -> int | None:
-        """The open file; None while it is not open. Only for reading; whoever has it must not close it."""
+        """The open file; None while it is not open. Only for reading; the caller must not close it."""
         return self._descriptor
 
     def learn(self) -> None:
@@ -110,7 +110,7 @@ class FileWatch:
         return self._log.check_index()
 
     def check_written(self, writer: apsw.Connection) -> str | None:
-        """As `check`, before a transaction: whether somebody else wrote into the file itself since our last one.
+        """As `check`, before a transaction: whether another program wrote into the file itself since our last one.
 
         Only a checkpoint of ours writes there. A new time of change alone proves nothing: the header decides.
         """

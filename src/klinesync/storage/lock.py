@@ -123,7 +123,7 @@ class StoreLock:
 
 
 class SharedLock:
-    """The right to read the closed store at `store` while nobody writes to it; any number of readers share it."""
+    """The right to read the closed store at `store` while no process writes to it; any number of readers share it."""
 
     def __init__(self, store: Path) -> None:
         self.path = lock_path(store)

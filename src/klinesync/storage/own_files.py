@@ -18,7 +18,7 @@ def refuse_own_file(store: Path, target: Path) -> None:
     try:
         inside = target.parent.samefile(real.parent) and target.name in {f"{real.name}{suffix}" for suffix in SUFFIXES}
         own = inside or (target.exists() and real.exists() and target.samefile(real))
-    except OSError:  # there is no such folder, which whoever writes there tells
+    except OSError:  # there is no such folder: the first write reports it
         return
     if own:
         raise Rejected(f"{target} belongs to the store {store}; nothing else is written there: name another file")

@@ -63,7 +63,7 @@ def reserve(connection: apsw.Connection) -> None:
 
 def refuse_unchecked(path: Path) -> None:
     """Raises `StoreError` where the file has checksums and this installation cannot write them: what it would write
-    would be taken for damage. A file that cannot be looked at is told by whoever opens it."""
+    would be taken for damage. A file that cannot be inspected is reported when it is opened."""
     if not load() and is_checked(path):
         raise StoreError(
             f"the pages of the store {path} have checksums, and this installation of APSW lacks SQLite's checksum VFS; "

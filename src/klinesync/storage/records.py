@@ -1,4 +1,4 @@
-"""What the store tells and is told of a series beside its candles: origins, derivations, revisions, ledgers."""
+"""Records of a series beside its candles: origins, derivations, revisions, ledgers."""
 
 from __future__ import annotations
 

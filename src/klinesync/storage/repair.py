@@ -117,7 +117,7 @@ def repair(path: Path, at: int, progress: Progress = lambda _: None) -> Repaired
                 result.aside = _put_in_place(path, new)
         return result
     except (_NoStore, apsw.NotADBError) as error:
-        if unlocked:  # nobody else waits for it: whoever opens such a file without a lock file is refused
+        if unlocked:  # no process waits for it: opening such a file without a lock file is refused
             lock.path.unlink(missing_ok=True)
         raise _NoStore(path) from error
     except (apsw.Error, OSError, *UNREADABLE) as error:

@@ -57,7 +57,7 @@ class StoredSeries:
 class Salvage:
     """What can be read of a store.
 
-    connection: to a copy of the store that nobody else uses.
+    connection: to a copy of the store that no other connection uses.
     errors: parts that could not be read, as sentences for people.
     """
 

@@ -45,7 +45,7 @@ class _Reader:
 class SqliteDatabase:
     """`Database` on one SQLite file, in threads: one that writes, a few that read.
 
-    While it is open no other process can write to the file; `command` is what others are told of this one. With
+    While it is open no other process can write to the file; `command` names this process in the refusal of others. With
     `serves`, a store that is there but cannot be opened for writing (a full or read-only disk) is opened for reading:
     `write_error` says why, and `probe` opens it for writing once that is possible.
     """
@@ -332,7 +332,7 @@ def _cannot_read(path: Path, error: apsw.Error | OSError | ValueError, damage: D
 
 def refuse_foreign(path: Path) -> None:
     """Raises `ForeignFile` for another program's file, before a lock file is made beside it. What cannot be told now
-    is told by whoever opens the file for writing."""
+    is reported when the file is opened for writing."""
     with suppress(apsw.Error, OSError, *UNREADABLE):
         _check_owner_of(path)
 

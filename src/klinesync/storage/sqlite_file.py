@@ -226,7 +226,7 @@ class SqliteFile:
             log.error(
                 "store.log_moved",
                 "the write-ahead log of the store that was opened is now %s: it is no part of the "
-                "store that took its place; whoever puts the former store back renames it to %s-wal",
+                "store that took its place; to put the former store back, rename it to %s-wal",
                 aside,
                 self.path,
                 path=self.path,

@@ -2,7 +2,7 @@
 
 A store that a process writes to is opened as SQLite opens any file. A closed store is opened so that nothing is
 written: no lock of SQLite's, no shared-memory file; what a crash left in the write-ahead log is indexed in memory.
-That is safe only while nobody writes, so the reader holds the store's lock, shared with other readers.
+That is safe only while no process writes, so the reader holds the store's lock, shared with other readers.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from klinesync.storage.wal_origin import refuse_foreign_log
 BUSY_TIMEOUT_MS = 5000
 # Most repeats of a look whose snapshot was lost.
 MAX_LOOKS = 4
-# Problems of the file that are told. SQLite stops looking for more, which of a badly damaged file takes long.
+# Most problems of the file that are listed. SQLite stops its search then; in a badly damaged file it takes long.
 MAX_FILE_PROBLEMS = 20
-# Numbers of damaged pages that are told.
+# Most numbers of damaged pages that are listed.
 MAX_PAGES_TOLD = 20
 # How often a page that fails its checksum is looked at again, and the pause before, in seconds: a running service may
 # be writing the page.
@@ -57,9 +57,9 @@ def open_reader(path: Path) -> apsw.Connection:
 
 
 def open_closed(path: Path) -> apsw.Connection:
-    """A reading connection to a store that nobody writes to; it writes nothing. Where a crash has left a write-ahead
-    log, checksums of pages are not checked: SQLite's VFS without locks does not know them. Raises `apsw.Error`,
-    `OSError`."""
+    """A reading connection, which writes nothing, to a store that no process writes to. Where a crash has left a
+    write-ahead log, checksums of pages are not checked: SQLite's VFS without locks does not know them. Raises
+    `apsw.Error`, `OSError`."""
     page_checksums.load()
     wal = Path(f"{real_path(path)}-wal")
     if not wal.exists() or not wal.stat().st_size:
@@ -77,8 +77,8 @@ def open_closed(path: Path) -> apsw.Connection:
 
 
 def refuse_irregular(path: Path, mode: int | None = None) -> None:
-    """Raises `StoreError` for what is no regular file: opening a named pipe waits for somebody who writes to it.
-    `mode`: the file's, where it is known. What cannot be looked at is told by whoever opens it."""
+    """Raises `StoreError` for what is no regular file: opening a named pipe would wait for a writer.
+    `mode`: the file's, where it is known. A file that cannot be inspected is reported when it is opened."""
     if mode is None:
         try:
             mode = path.stat().st_mode
@@ -175,7 +175,7 @@ class SqliteReader:
 
     @contextmanager
     def snapshot(self) -> Iterator[apsw.Connection]:
-        """A reading connection, in a transaction of one consistent state. Of a closed store nobody begins to write
+        """A reading connection, in a transaction of one consistent state. Of a closed store no process begins to write
         meanwhile. Raises `StoreError`."""
         with self._opened() as connection:
             connection.execute("BEGIN")
@@ -236,7 +236,7 @@ class SqliteReader:
             return self._connection
         taken = self._lock.acquire()
         files = _files(self.path)
-        # Without a lock file no process of ours has it open. Without the shared-memory file nobody else has.
+        # Without a lock file no klinesync has it open. Without the shared-memory file no other program has.
         closed = taken or (taken is None and files[-1] is None)
         if self._connection is not None and closed and files == self._closed_as:
             return self._connection

@@ -18,7 +18,7 @@ from klinesync.storage.disk import UNREADABLE, BadPage, bad_page
 from klinesync.storage.records import Ledger
 from klinesync.storage.tables import Row, TransactionLost, Values
 
-# Rows that one statement puts: a statement each would give the interpreter away for each, to whoever waits for it.
+# Most rows of one statement. A statement for each row would release the interpreter's lock for each.
 ROWS_OF_A_STATEMENT = 100
 # After these SQLite may have rolled back all of the transaction.
 _REFUSED_BY_DISK = (apsw.FullError, apsw.IOError, apsw.NoMemError, apsw.CantOpenError, apsw.ReadOnlyError)

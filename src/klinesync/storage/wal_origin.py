@@ -44,7 +44,7 @@ class _Stored(NamedTuple):
 
 def refuse_foreign_log(path: Path) -> None:
     """Raises `ForeignLog` when the log beside the closed store `path` does not continue it. What cannot be told (no
-    log, a file that cannot be read) is told by whoever opens the store. Only reads."""
+    log, a file that cannot be read) is reported when the store is opened. Only reads."""
     wal = Path(f"{real_path(path)}-wal")
     try:
         if wal.stat().st_size <= _HEADER.size:
