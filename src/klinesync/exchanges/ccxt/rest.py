@@ -1,4 +1,7 @@
-"""CcxtRest: the REST of any exchange that ccxt knows: its time, lists and history, and the interval of polls."""
+"""CcxtRest: the REST of any exchange that ccxt knows: its time, lists and history, and the interval of polls.
+
+The file is long because each answer updates the clocks, listings and margin on which the next request depends.
+"""
 
 from __future__ import annotations
 
